@@ -39,7 +39,7 @@ def as_unlabelled(labels, trust_negatives=False):
 
 # %% ../nbs/01_data.ipynb #01c010
 class InputError(ValueError):
-    "Something the user gave cannot be used: the message says what, where, and what to do. On the command line, exit code 2."
+    "Something the user gave cannot be used; the message says what, where, and what to do (command line: exit code 2)."
 
 
 def listing(names, most=20):
@@ -90,7 +90,7 @@ def with_labels(ds, labels, names=None):
 
 # %% ../nbs/01_data.ipynb #01c020
 def read_utf8(path):
-    "Content of a UTF-8 file, without its byte order mark. Raises ValueError (UnicodeDecodeError where it is not UTF-8)."
+    "Content of a UTF-8 file, without its byte order mark. Raises ValueError (UnicodeDecodeError if it is not UTF-8)."
     content = Path(path).read_bytes().decode("utf-8-sig")
     if "\0" in content: raise ValueError("it holds NUL characters, as UTF-16 does; save it as UTF-8")
     return content
@@ -159,7 +159,7 @@ def read_table(path):
     "Rows of a CSV, TSV, JSONL or Parquet file as a DataFrame; CSV cells stay strings. Raises `InputError`."
     path = os.path.expanduser(path)
     kind = Path(path).suffix.lower()
-    if os.path.isdir(path): raise InputError(f"'{path}' is a folder; give a file, or what datasets.load_from_disk reads from it.")
+    if os.path.isdir(path): raise InputError(f"'{path}' is a folder; give a file, or what load_from_disk reads.")
     if not os.path.isfile(path): raise InputError(f"There is no file at '{path}'; check the path.")
     if kind not in READERS: raise InputError(f"'{path}' ends in '{kind}'; use a .csv, .tsv, .jsonl or .parquet file.")
     try: return READERS[kind](path)
@@ -238,8 +238,8 @@ def labels_from_columns(df, names, where):
         for i, value in enumerate(df[name].tolist()):
             try: out[i, j] = parse_cell(str(value))
             except ValueError:
-                raise InputError(f"{where}: row {i + 1}, column {name!r} holds {str(value)[:40]!r}, but a label is 1, 0 "
-                                 "or blank; mend it, or name the label columns with labels=… (--labels).") from None
+                raise InputError(f"{where}: row {i + 1}, column {name!r} holds {str(value)[:40]!r}, but a label is 1, "
+                                 "0 or blank; mend it, or name the label columns with labels=… (--labels).") from None
     return out
 
 # %% ../nbs/01_data.ipynb #01c035
@@ -329,7 +329,7 @@ def find_label_columns(df, text, labels, where):
     if not names:
         raise InputError(f"{where} has no label columns to the right of {text!r}; name them with labels=… (--labels).")
     unnamed = [n for n in names if n.startswith("Unnamed: ")] if labels is None else []
-    if unnamed: raise InputError(f"{where}: the label column {listing(unnamed)} has no name in the header; name or drop it.")
+    if unnamed: raise InputError(f"{where}: label column {listing(unnamed)} has no header name; name it or drop it.")
     return names
 
 # %% ../nbs/01_data.ipynb #01c041
@@ -383,7 +383,7 @@ def load_domain(source, text=None, labels=None, *, only=None, max_rows=None):
     columns, or of one column of label-name lists (default: the columns to the right of the text). `only`: restrict to
     these labels, in this order. `max_rows`: keep the first so many texts; all rows are checked, and all labels kept.
     Raises `InputError` for whatever cannot be used."""
-    if max_rows is not None and max_rows < 2: raise InputError(f"max_rows={max_rows} is too few; keep at least 2 texts.")
+    if max_rows is not None and max_rows < 2: raise InputError(f"max_rows={max_rows} is too few; keep 2 texts or more.")
     rows, where = read_rows(source)
     ds = build_domain(rows, where, text, labels)
     if only is not None: ds = select_labels(ds, only, where)
@@ -427,8 +427,8 @@ def check_disjoint(train, test):
     seen = {text_key(t): i for i, t in zip(train["id"], train["text"])}
     both = [(seen[k], i) for i, k in zip(test["id"], map(text_key, test["text"])) if k in seen]
     if both:
-        raise InputError(f"{len(both)} of {len(test)} test texts are in the target too (the first: id {both[0][0]!r}, in "
-                         f"the test {both[0][1]!r}); remove them from one of the two.")
+        raise InputError(f"{len(both)} of {len(test)} test texts are in the target too (the first: id {both[0][0]!r}, "
+                         f"in the test {both[0][1]!r}); remove them from one of the two.")
 
 # %% ../nbs/01_data.ipynb #01c060
 def split_domain(ds, test=0.2, seed=0):
@@ -440,7 +440,7 @@ def split_domain(ds, test=0.2, seed=0):
     rows = np.argsort(rank[group], kind="stable")
     cut = min(max(1, int(test * len(ds) + 0.5)), len(ds) - 1)
     while 0 < cut < len(ds) and group[rows[cut]] == group[rows[cut - 1]]: cut += 1
-    if cut == len(ds): raise InputError("The texts cannot be split: too many are copies of one another; remove the copies.")
+    if cut == len(ds): raise InputError("The texts cannot be split: too many are copies of another; remove the copies.")
     return ds.select(rows[cut:]), ds.select(rows[:cut])
 
 
@@ -448,7 +448,8 @@ def tokenize_domain(ds, tokenizer, max_length=128):
     "`ds` with `input_ids` (a list of token numbers a text), cut at `max_length` tokens and not padded."
     most = tokenizer.model_max_length
     if not 3 <= max_length <= most:
-        raise InputError(f"max_length={max_length} is outside 3 to {most}, which is what this model reads; choose one inside.")
+        raise InputError(f"max_length={max_length} is outside 3 to {most}, the lengths that this model reads; "
+                         "choose one of these.")
     tokens = tokenizer(ds["text"][:], truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
     return put_column(ds, "input_ids", tokens, List(Value("int32")))
 

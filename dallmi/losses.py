@@ -27,8 +27,8 @@ def check_shapes(logits, labels, **others):
     "Raise ValueError where `labels`, or one of the named `others`, has not the shape [B, L] of `logits`."
     for name, other in {"labels": labels, **others}.items():
         if other.shape != logits.shape:
-            raise ValueError(f"{name} {list(other.shape)} and logits {list(logits.shape)} differ in shape: both are [B, L], "
-                             "a row for a text and a column for a label.")
+            raise ValueError(f"{name} {list(other.shape)} and logits {list(logits.shape)} differ in shape: both are "
+                             "[B, L], a row for a text and a column for a label.")
 
 # %% ../nbs/04_losses.ipynb #04c009
 def bce_loss(logits, labels, unknown="negative"):
@@ -47,7 +47,7 @@ def bce_loss(logits, labels, unknown="negative"):
 
 # %% ../nbs/04_losses.ipynb #04c023
 def log_mean_sigmoid(logits, mask):
-    "Log of the column means [L] of sigmoid(logits) over the rows of `mask`, finite however small; 0 for a column without any."
+    "Log of the column means [L] of sigmoid(logits) over `mask`, finite however small; 0 for a column without any."
     some, count = mask.any(0), mask.sum(0).clamp(min=1).to(logits.dtype)
     logs = F.logsigmoid(logits).masked_fill(~mask, -torch.inf)
     logs = torch.where(some, logs, 0.)
@@ -63,7 +63,7 @@ def log_variation(logits, positive, drawn):
 def norm_variation(logits, positive, unlabelled):
     """‖mean_U Φ‖ − ‖Φ(P)‖₂ of every label, [L]: the variation loss of DALLMi, Beţianu et al. 2024, arXiv 2405.01883.
 
-    `positive`, `unlabelled`: bool masks [B, L] of P and U. The second norm is √ΣΦ²: the weight of the positives grows with √|P|."""
+    `positive`, `unlabelled`: bool masks [B, L] of P and U. The second norm is √ΣΦ²: the positives weigh √|P|."""
     probs = logits.sigmoid()
     return mean_where(probs, unlabelled) - torch.linalg.vector_norm(torch.where(positive, probs, 0.), dim=0)
 

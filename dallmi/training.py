@@ -210,9 +210,9 @@ class DallmiTrainer(CarefulTrainer):
 
     `train_dataset`: tokenized rows with `input_ids` and `labels` [L] (1, 0, NaN), for 'anchored' also `anchor` [L], the
     source model's Φ. `pos_weight`: number or [L], the weight of observed positives in 'anchored'. `data_collator`:
-    default `Collator`; one of your own must mark the rows of a training batch in `uniform` itself. One device a process: for
-    several, start it with `accelerate launch`. Silent unless `disable_tqdm=False`. Raises `TrainingDiverged`, and
-    ValueError for a model that cannot be mixed."""
+    default `Collator`; one of your own marks the rows of a training batch in `uniform` itself. One device a process;
+    for several, use `accelerate launch`. Silent unless `disable_tqdm=False`. Raises `TrainingDiverged`, and ValueError
+    for a model that cannot be mixed."""
     def __init__(self, model, args, train_dataset=None, processing_class=None, pos_weight=1.0, data_collator=None,
                  **kwargs):
         check_model(model, args.mixup_place)
