@@ -199,7 +199,7 @@ tags: [multi-label, domain-adaptation, positive-unlabelled, dallmi]
 ---
 # Multi-label text classifier, adapted with dallmi {version}
 
-Labels: {labels}.
+Labels: {names}.
 
 Fine-tuned on {source} labelled texts of a source domain, then adapted to a target domain: {target} texts, {observed} known positive labels, recipe
 `{recipe}`. Every setting is in `settings.json`.
@@ -216,7 +216,7 @@ def model_card(s, names, models, counts):
     rows = [f"| {TITLES[n]} | " + " | ".join(f"{100 * m[c]:.1f}" for c in COLUMNS) + " |" for n, m in models.items()]
     head = f"In percent, on {counts['test']} held-out target texts (mAP@0.5: average precision of predictions rounded at 0.5):\n"
     table = "\n".join([head, "| | " + " | ".join(COLUMNS) + " |", "|---|---|---|---|", *rows])
-    return CARD.format(base=s.model or HUB_DEFAULT, version=dallmi.__version__, labels=", ".join(names), recipe=s.recipe,
+    return CARD.format(base=s.model or HUB_DEFAULT, version=dallmi.__version__, names=", ".join(names), recipe=s.recipe,
                        measured=table if models else "No labelled target texts were given, so nothing was measured.", **counts)
 
 # %% ../nbs/10_adapt.ipynb #10c054

@@ -5,22 +5,24 @@
 # %% auto #0
 __all__ = ['quiet_transformers', 'length_batches', 'cpu_flags', 'bf16_pays', 'evaluating', 'score_tokens', 'score_texts',
            'check_thresholds', 'write_checkpoint', 'save_classifier', 'why_no_classifier', 'load_classifier',
-           'thresholds_of']
+           'thresholds_of', 'predict_file']
 
 # %% ../nbs/08_inference.ipynb #08c003
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from .data import InputError
+from .data import InputError, check_texts, find_text_column, read_rows
 
 # %% ../nbs/08_inference.ipynb #08c007
 @contextmanager
@@ -168,3 +170,26 @@ def thresholds_of(model, default=0.5):
     "The saved thresholds of `model`, float64 [L] in the order of its labels; `default` where none were saved."
     kept = getattr(model.config, "thresholds", None) or {}
     return np.array([kept.get(name, default) for name in model.config.id2label.values()], dtype=np.float64)
+
+# %% ../nbs/08_inference.ipynb #08c060
+def predict_file(checkpoint, file, out="scores.csv", text=None, overwrite=False):
+    """Score the texts of `file` (what `load_domain` reads) with a saved classifier; returns a sentence on the result.
+
+    `out`: a CSV with `id` (the file's, else the row number from 0), a probability a label, and `labels`: those over the
+    checkpoint's thresholds, joined by |. `text`: name of the text column. Raises `InputError`, also if `out` exists."""
+    out, (rows, where) = Path(out).expanduser(), read_rows(file)
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise InputError(f"'{out}' exists; give another file, or replace it with overwrite=True (--overwrite).")
+    if not out.absolute().parent.is_dir(): raise InputError(f"There is no folder '{out.parent}' for '{out.name}'.")
+    texts = rows[find_text_column(rows, text, where)].tolist()
+    check_texts(texts, where)
+    tokenizer, model = load_classifier(checkpoint)
+    phi, names = score_texts(model, tokenizer, texts), list(model.config.id2label.values())
+    said = ["|".join(n for n, yes in zip(names, row) if yes) for row in phi > thresholds_of(model)]
+    table = pd.DataFrame(phi.round(4), columns=names)
+    table.insert(0, "id", rows["id"] if "id" in rows else range(len(rows)), allow_duplicates=True)
+    table.insert(len(names) + 1, "labels", said, allow_duplicates=True)
+    partial = out.with_name(f".{out.name}.partial")
+    table.to_csv(partial, index=False)
+    os.replace(partial, out)
+    return f"{len(texts)} texts scored on {len(names)} labels: {out}"
