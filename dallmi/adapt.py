@@ -63,8 +63,8 @@ def load_pair(s):
 def train_stage(name, s, model, tokenizer, data, folder, pos_weight=1., **choices):
     "Train `model` on `data`, from the last checkpoint in `folder` if there is one. Returns texts per second."
     bf16 = bf16_pays(model.device) if s.bf16 is None else s.bf16
-    args = DallmiArguments(output_dir=str(folder), per_device_train_batch_size=s.batch_size, seed=s.seed, bf16=bf16, warmup_steps=0.1,
-                           weight_decay=0.01, group_lengths=True, save_steps=0.2, save_total_limit=1, logging_steps=10, **choices)
+    args = DallmiArguments(output_dir=str(folder), seed=s.seed, bf16=bf16, warmup_steps=0.1, weight_decay=0.01,
+                           group_lengths=True, save_steps=0.2, save_total_limit=1, logging_steps=10, **choices)
     trainer = DallmiTrainer(model, args, data, tokenizer, pos_weight=pos_weight, callbacks=[Progress(name)])
     return trainer.train(resume_from_checkpoint=last_checkpoint(folder)).metrics["train_samples_per_second"]
 
@@ -79,7 +79,7 @@ def digest(*parts):
 def source_key(s, source, model):
     "Name of the source model in the cache."
     weights = [t.detach().cpu().contiguous().numpy().tobytes() for _, t in sorted(model.base_model.state_dict().items())]
-    stage = [s.max_length, s.source_epochs, s.source_lr, s.head_lr, s.batch_size, s.seed, s.bf16]
+    stage = [s.max_length, s.source_epochs, s.source_batch_size, s.source_lr, s.head_lr, s.seed, s.bf16]
     return digest(*weights, dallmi.__version__, source["text"][:], label_matrix(source).tobytes(), label_names(source), stage)
 
 # %% ../nbs/10_adapt.ipynb #10c021
@@ -103,7 +103,8 @@ def train_source(s, model, tokenizer, source, folder):
     work = Path(f"{folder}.partial")
     start_at_prior(model, np.nanmean(label_matrix(source), 0))
     train_stage("source", s, model, tokenizer, tokenize_domain(source, tokenizer, s.max_length), work, objective="supervised",
-                balanced_share=0., num_train_epochs=s.source_epochs, learning_rate=s.source_lr, head_lr=s.head_lr)
+                balanced_share=0., per_device_train_batch_size=s.source_batch_size, num_train_epochs=s.source_epochs,
+                learning_rate=s.source_lr, head_lr=s.head_lr)
     if is_main():
         model.save_pretrained(work / "final")
         shutil.rmtree(folder, ignore_errors=True)
@@ -135,7 +136,8 @@ def adapt_model(name, s, model, tokenizer, target, folder, **choices):
     anchor = score_tokens(model, tokenizer, target["input_ids"], s.bf16)
     method = {k: getattr(s, k) for k in ("objective", "form", "balanced_share", "mixup_weight", "mixup_alpha", "mixup_place", "mixup_rows")}
     return train_stage(name, s, model, tokenizer, target.add_column("anchor", anchor.tolist()), folder,
-                       positive_weights(anchor, label_matrix(target)), num_train_epochs=s.epochs, learning_rate=s.lr, **method | choices)
+                       positive_weights(anchor, label_matrix(target)), per_device_train_batch_size=s.batch_size,
+                       num_train_epochs=s.epochs, learning_rate=s.lr, **method | choices)
 
 # %% ../nbs/10_adapt.ipynb #10c041
 def stage(work, name, make):
@@ -231,7 +233,7 @@ def write_results(work, out, s, model, tokenizer, results, chance, thresholds):
     "Write checkpoint, card, metrics, settings and figure, then move them to `out` in one step and remove `work`."
     names, folder = list(results["observed"]), work / "result"
     shutil.rmtree(folder, ignore_errors=True)
-    card = model_card(s, names, results["models"], results["counts"])
+    card, tokenizer.model_max_length = model_card(s, names, results["models"], results["counts"]), s.max_length
     save_classifier(model, tokenizer, folder, card, dict(zip(names, map(float, thresholds))))
     (folder / "metrics.json").write_text(json.dumps(results, indent=1))
     shutil.copy(work / "settings.json", folder)

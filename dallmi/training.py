@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from .data import InputError, label_matrix
-from .inference import quiet_transformers
+from .inference import pad_rows, quiet_transformers
 from .long_runs import CarefulTrainer, Progress, Tally, TrainingDiverged, last_checkpoint
 from .losses import anchored_loss, bce_loss, variation_loss
 from .mixup import check_model, draw_pairs, mixed_forward, mixup_loss
@@ -114,14 +114,16 @@ def parameter_groups(model, lr, head_lr=1.0, weight_decay=0.0, decay=()):
 class Collator:
     """Pads rows to the longest: `input_ids`, `attention_mask` [B, T], and float `labels`, `anchor` [B, L] where given.
 
-    The last `balanced` rows of a batch are marked False in `uniform` [B]: they were drawn round the labels."""
+    The last `balanced` rows of a batch are marked False in `uniform` [B]: they were drawn round the labels. Where all rows
+    are (the published scheme), there is no uniform part, and every row stands in for it."""
     def __init__(self, tokenizer, balanced=0): self.tokenizer, self.balanced = tokenizer, balanced
 
     def __call__(self, rows):
-        batch = dict(self.tokenizer.pad({"input_ids": [r["input_ids"] for r in rows]}, return_tensors="pt"))
+        batch = dict(pad_rows(self.tokenizer, [r["input_ids"] for r in rows]))
         for key in ("labels", "anchor"):
             if key in rows[0]: batch[key] = torch.tensor([r[key] for r in rows], dtype=torch.float32)
-        if "labels" in batch: batch["uniform"] = torch.arange(len(rows)) < len(rows) - self.balanced
+        drawn = len(rows) - self.balanced
+        if "labels" in batch: batch["uniform"] = torch.arange(len(rows)) < (drawn or len(rows))
         return batch
 
 # %% ../nbs/07_training.ipynb #07c044
