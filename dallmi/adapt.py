@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'COLUMNS', 'CARD', 'load_all', 'load_pair', 'train_stage', 'digest', 'source_key', 'cache_folder', 'is_main',
-           'barrier', 'train_source', 'source_model', 'positive_weights', 'adapt_model', 'stage', 'open_work',
-           'results_table', 'plot_results', 'model_card', 'versions', 'write_results', 'run_stages', 'adapt', 'report']
+           'barrier', 'train_source', 'encoder_for', 'source_model', 'positive_weights', 'adapt_model', 'stage',
+           'open_work', 'results_table', 'plot_results', 'model_card', 'versions', 'write_results', 'run_stages',
+           'adapt', 'report']
 
 # %% ../nbs/10_adapt.ipynb #10c003
 import hashlib
@@ -113,23 +114,30 @@ def train_source(s, model, tokenizer, source, folder):
     barrier()
 
 # %% ../nbs/10_adapt.ipynb #10c026
-def source_model(s, source):
-    "Tokenizer and model fine-tuned on `source`, from the cache where it is there. Raises `InputError` for a model that cannot be used."
+def encoder_for(s, names):
+    "Tokenizer and untrained classifier for the labels `names`. Raises `InputError` for a model that cannot be used."
     set_seed(s.seed)
-    tokenizer, model = load_encoder(s.model or default_model(), label_names(source))
-    check_model(model, s.mixup_place, tokenizer.padding_side)
+    tokenizer, model = load_encoder(s.model or default_model(), names)
+    try: check_model(model, s.mixup_place, tokenizer.padding_side)
+    except ValueError as e: raise InputError(str(e)) from None
+    return tokenizer, model
+
+# %% ../nbs/10_adapt.ipynb #10c027
+def source_model(s, source, encoder=None):
+    "Tokenizer and model fine-tuned on `source`, from the cache where it is there. `encoder`: what `encoder_for` gave."
+    tokenizer, model = encoder or encoder_for(s, label_names(source))
     folder = cache_folder() / source_key(s, source, model)
     if not (folder / "model.safetensors").is_file(): train_source(s, model, tokenizer, source, folder)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return tokenizer, model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
 
-# %% ../nbs/10_adapt.ipynb #10c036
+# %% ../nbs/10_adapt.ipynb #10c037
 def positive_weights(anchor, observed, most=20.):
     """Weight [L] of an observed positive: the number of positives that `anchor` [N, L] (the source model's Φ) expects, over the number in
     `observed` [N, L] (1 where one is observed), between 1 and `most`."""
     return np.clip(anchor.sum(0) / np.maximum((observed == 1).sum(0), 1), 1, most)
 
-# %% ../nbs/10_adapt.ipynb #10c039
+# %% ../nbs/10_adapt.ipynb #10c040
 def adapt_model(name, s, model, tokenizer, target, folder, **choices):
     "Train `model` on `target` by the settings' method, or by what `choices` say instead. Returns texts per second."
     set_seed(s.seed)
@@ -139,7 +147,7 @@ def adapt_model(name, s, model, tokenizer, target, folder, **choices):
                        positive_weights(anchor, label_matrix(target)), per_device_train_batch_size=s.batch_size,
                        num_train_epochs=s.epochs, learning_rate=s.lr, **method | choices)
 
-# %% ../nbs/10_adapt.ipynb #10c041
+# %% ../nbs/10_adapt.ipynb #10c042
 def stage(work, name, make):
     "The arrays of a finished stage from `work/name.npz`; else those that `make()` returns, which are stored there."
     path = work / f"{name}.npz"
@@ -151,7 +159,7 @@ def stage(work, name, make):
         barrier()
     return dict(np.load(path))
 
-# %% ../nbs/10_adapt.ipynb #10c044
+# %% ../nbs/10_adapt.ipynb #10c045
 def open_work(out, s, source, target, overwrite=False):
     "The folder `out.partial`: an unfinished run with the same settings and data, or a new one. Raises `InputError` if something is in the way."
     work, data = Path(f"{out}.partial"), [label_names(source), *(d["text"][:] for d in (source, target))]
@@ -168,7 +176,7 @@ def open_work(out, s, source, target, overwrite=False):
     (work / "settings.json").write_text(json.dumps(mine, indent=1))
     return work
 
-# %% ../nbs/10_adapt.ipynb #10c048
+# %% ../nbs/10_adapt.ipynb #10c049
 TITLES = {"source": "source model", "bce": "BCE, observed labels", "dallmi": "DALLMi"}
 COLUMNS = ("mAP", "mAP@0.5", "F1")
 
@@ -177,7 +185,7 @@ def results_table(models):
     rows = [f"{TITLES[name]:<22}" + "".join(f"{100 * m[c]:9.1f}" for c in COLUMNS) for name, m in models.items()]
     return "\n".join([" " * 22 + "".join(f"{c:>9}" for c in COLUMNS), *rows])
 
-# %% ../nbs/10_adapt.ipynb #10c050
+# %% ../nbs/10_adapt.ipynb #10c051
 def plot_results(models, chance):
     "Dot plot of every label's average precision, one mark a model; `chance`: {label: prevalence}. Returns the figure."
     names = sorted(chance, key=lambda n: np.nan_to_num(models["source"]["AP"][n]))
@@ -192,7 +200,7 @@ def plot_results(models, chance):
     fig.legend(loc="outside upper center", ncols=2, frameon=False)
     return fig
 
-# %% ../nbs/10_adapt.ipynb #10c052
+# %% ../nbs/10_adapt.ipynb #10c053
 CARD = """---
 library_name: transformers
 pipeline_tag: text-classification
@@ -212,7 +220,7 @@ Scores are sigmoid outputs, one a label. `config.json` holds a threshold a label
 unlabelled texts, without negatives.
 """
 
-# %% ../nbs/10_adapt.ipynb #10c053
+# %% ../nbs/10_adapt.ipynb #10c054
 def model_card(s, names, models, counts):
     "Text of the checkpoint's README.md."
     rows = [f"| {TITLES[n]} | " + " | ".join(f"{100 * m[c]:.1f}" for c in COLUMNS) + " |" for n, m in models.items()]
@@ -221,14 +229,14 @@ def model_card(s, names, models, counts):
     return CARD.format(base=s.model or HUB_DEFAULT, version=dallmi.__version__, names=", ".join(names), recipe=s.recipe,
                        measured=table if models else "No labelled target texts were given, so nothing was measured.", **counts)
 
-# %% ../nbs/10_adapt.ipynb #10c054
+# %% ../nbs/10_adapt.ipynb #10c055
 def versions():
     "What the numbers depend on besides the settings."
     return {"dallmi": dallmi.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "transformers": transformers.__version__, "threads": torch.get_num_threads(),
             "device": str(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else platform.machine())}
 
-# %% ../nbs/10_adapt.ipynb #10c055
+# %% ../nbs/10_adapt.ipynb #10c056
 def write_results(work, out, s, model, tokenizer, results, chance, thresholds):
     "Write checkpoint, card, metrics, settings and figure, then move them to `out` in one step and remove `work`."
     names, folder = list(results["observed"]), work / "result"
@@ -242,7 +250,7 @@ def write_results(work, out, s, model, tokenizer, results, chance, thresholds):
     folder.rename(out)
     shutil.rmtree(work)
 
-# %% ../nbs/10_adapt.ipynb #10c057
+# %% ../nbs/10_adapt.ipynb #10c058
 def run_stages(s, work, tokenizer, model, target, test_ids):
     "{stage: arrays} with the scores of test and target texts; leaves the adapted weights in `work/weights`."
     start = {k: v.clone() for k, v in model.state_dict().items()}
@@ -258,7 +266,7 @@ def run_stages(s, work, tokenizer, model, target, test_ids):
     if test_ids and s.baseline: done["bce"] = stage(work, "bce", lambda: run("bce", objective="bce", balanced_share=0.))
     return done | {"dallmi": stage(work, "dallmi", lambda: run("dallmi"))}
 
-# %% ../nbs/10_adapt.ipynb #10c058
+# %% ../nbs/10_adapt.ipynb #10c059
 def adapt(s, out="dallmi-adapted", overwrite=False):
     """Fine-tune on the source (cached), adapt to the target, compare, and write a stock checkpoint with card, metrics and figure to `out`.
 
@@ -266,8 +274,9 @@ def adapt(s, out="dallmi-adapted", overwrite=False):
     written. Interrupted, it goes on from `out.partial` when called again. Raises `InputError`, and `TrainingDiverged` for a loss that is not finite."""
     began, out = time.time(), Path(out)
     source, target, test = load_pair(s)
+    encoder = encoder_for(s, label_names(source))
     work = open_work(out, s, source, target, overwrite)
-    tokenizer, model = source_model(s, source)
+    tokenizer, model = source_model(s, source, encoder)
     names, seen, truth = label_names(source), label_matrix(target), label_matrix(test) if test else None
     target = tokenize_domain(target, tokenizer, s.max_length)
     test_ids = tokenize_domain(test, tokenizer, s.max_length)["input_ids"] if test else []
@@ -282,7 +291,7 @@ def adapt(s, out="dallmi-adapted", overwrite=False):
     barrier()
     return results
 
-# %% ../nbs/10_adapt.ipynb #10c059
+# %% ../nbs/10_adapt.ipynb #10c060
 def report(s, results, out):
     "What the command line prints at the end: what was done, the table, and what was written."
     c, models = results["counts"], results["models"]

@@ -15,14 +15,14 @@ def setting(default, group, help, **more):
 
 # %% ../nbs/09_config.ipynb #09c012
 RECIPES = {
-    "anchored": dict(objective="anchored", form="norm", balanced_share=0.0, mixup_weight=0.5),
-    "published": dict(objective="variation", form="norm", balanced_share=1.0, mixup_weight=1.0),
-    "log": dict(objective="variation", form="log", balanced_share=0.5, mixup_weight=1.0),
+    "anchored": dict(objective="anchored", form="norm", balanced_share=0.0, mixup_weight=0.5, mixup_rows=4, batch_size=16, epochs=3, lr=1e-4),
+    "published": dict(objective="variation", form="norm", balanced_share=1.0, mixup_weight=1.0, mixup_rows=64, batch_size=64, epochs=12, lr=5e-5),
+    "log": dict(objective="variation", form="log", balanced_share=0.5, mixup_weight=1.0, mixup_rows=8, batch_size=64, epochs=4, lr=5e-5),
 }
 
 # %% ../nbs/09_config.ipynb #09c014
-RANGES = dict(max_rows=(2, 10**9), max_length=(4, 100_000), source_epochs=(1, 10_000), epochs=(1, 10_000), source_lr=(0, 1),
-              lr=(0, 1), head_lr=(0, 10_000), batch_size=(2, 100_000), balanced_share=(0, 1), mixup_weight=(0, 10**6),
+RANGES = dict(max_rows=(2, 10**9), max_length=(4, 100_000), source_epochs=(1, 10_000), epochs=(1, 10_000), source_batch_size=(2, 100_000),
+              source_lr=(0, 1), lr=(0, 1), head_lr=(0, 10_000), batch_size=(2, 100_000), balanced_share=(0, 1), mixup_weight=(0, 10**6),
               mixup_alpha=(1e-3, 10**3), mixup_rows=(1, 100_000), seed=(0, 2**32 - 1))
 
 # %% ../nbs/09_config.ipynb #09c015
@@ -58,21 +58,22 @@ class Settings:
     baseline: bool = setting(True, "experiment", "train BCE on the observed labels too, to compare")
     model: str = setting(None, "model", "folder or hub name of an encoder (default: MiniLM; the paper's: bert-base-uncased)", metavar="NAME")
     max_length: int = setting(128, "model", "tokens of a text that are read", metavar="N")
-    source_epochs: int = setting(12, "training", "passes over the source", metavar="N")
+    source_epochs: int = setting(5, "training", "passes over the source", metavar="N")
+    source_batch_size: int = setting(16, "training", "source texts a batch", metavar="N")
     source_lr: float = setting(1e-4, "training", "learning rate on the source", metavar="RATE")
     head_lr: float = setting(10.0, "training", "the head's learning rate on the source, in units of the encoder's", metavar="X")
-    epochs: int = setting(4, "training", "passes over the target", metavar="N")
-    lr: float = setting(5e-5, "training", "learning rate on the target", metavar="RATE")
-    batch_size: int = setting(64, "training", "texts a batch", metavar="N")
     bf16: bool = setting(None, "training", "bfloat16 autocast (default: where the processor has it)")
-    recipe: str = setting("anchored", "method", "decides the next four", choices=tuple(RECIPES))
+    recipe: str = setting("anchored", "method", "decides the settings below that are not given", choices=tuple(RECIPES))
     objective: str = setting(None, "method", "loss of a batch", choices=("anchored", "variation", "bce"))
     form: str = setting(None, "method", "form of the variation and MixUp losses", choices=("norm", "log"))
     balanced_share: float = setting(None, "method", "share of a batch drawn round the labels", metavar="SHARE")
     mixup_weight: float = setting(None, "method", "weight of the MixUp term; 0 switches it off", metavar="X")
+    mixup_rows: int = setting(None, "method", "mixed rows a step at most, one a label", metavar="N")
+    batch_size: int = setting(None, "method", "target texts a batch", metavar="N")
+    epochs: int = setting(None, "method", "passes over the target", metavar="N")
+    lr: float = setting(None, "method", "learning rate on the target", metavar="RATE")
     mixup_alpha: float = setting(0.3, "method", "MixUp's coefficient is drawn from Beta(X, X)", metavar="X")
     mixup_place: str = setting("embedding", "method", "where texts are mixed", choices=("embedding", "encoder", "logits"))
-    mixup_rows: int = setting(8, "method", "mixed rows a step at most", metavar="N")
 
     def __post_init__(self):
         if self.recipe in RECIPES:
