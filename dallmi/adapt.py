@@ -30,7 +30,7 @@ from transformers.trainer_utils import set_seed
 import dallmi
 from .data import InputError, as_unlabelled, check_disjoint, check_positives, label_matrix, label_names, load_domain
 from .data import match_labels, split_domain, tokenize_domain, with_labels
-from .inference import bf16_pays, save_classifier, score_tokens
+from .inference import bf16_pays, quiet_transformers, save_classifier, score_tokens
 from .masking import mask_labels
 from .metrics import evaluate_scores, pu_thresholds
 from .mixup import check_model
@@ -107,7 +107,7 @@ def train_source(s, model, tokenizer, source, folder):
                 balanced_share=0., per_device_train_batch_size=s.source_batch_size, num_train_epochs=s.source_epochs,
                 learning_rate=s.source_lr, head_lr=s.head_lr)
     if is_main():
-        model.save_pretrained(work / "final")
+        with quiet_transformers(): model.save_pretrained(work / "final")
         shutil.rmtree(folder, ignore_errors=True)
         (work / "final").rename(folder)
         shutil.rmtree(work)
@@ -259,7 +259,8 @@ def run_stages(s, work, tokenizer, model, target, test_ids):
     def run(name, **choices):
         model.load_state_dict(start)
         rate = adapt_model(TITLES[name], s, model, tokenizer, target, work / name, **choices)
-        if name == "dallmi" and is_main(): model.save_pretrained(work / "weights")
+        if name == "dallmi" and is_main():
+            with quiet_transformers(): model.save_pretrained(work / "weights")
         return scores() | {"target": score_tokens(model, tokenizer, target["input_ids"], s.bf16), "texts_per_second": rate}
 
     done = {"source": stage(work, "source", scores)} if test_ids else {}
