@@ -129,4 +129,4 @@ def main(argv=None):
     run(build_parser().parse_args(argv))
 
 # %% ../nbs/11_cli.ipynb #11c028
-if __name__ == "__main__" and "ipykernel" not in sys.modules: main()
+if __name__ == "__main__" and "IPython" not in sys.modules: main()
