@@ -32,7 +32,7 @@ from .data import InputError, as_unlabelled, check_disjoint, check_positives, la
 from .data import match_labels, split_domain, tokenize_domain, with_labels
 from .inference import bf16_pays, quiet_transformers, save_classifier, score_tokens
 from .masking import mask_labels
-from .metrics import evaluate_scores, pu_thresholds
+from .metrics import count_thresholds, evaluate_scores
 from .mixup import check_model
 from .long_runs import Progress, last_checkpoint
 from .training import HUB_DEFAULT, DallmiArguments, DallmiTrainer, default_model, load_encoder, start_at_prior
@@ -216,8 +216,8 @@ Fine-tuned on {source} labelled texts of a source domain, then adapted to a targ
 
 {measured}
 
-Scores are sigmoid outputs, one a label. `config.json` holds a threshold a label under `thresholds`, chosen from the known positives and the
-unlabelled texts, without negatives.
+Scores are sigmoid outputs, one a label. `config.json` holds a threshold a label under `thresholds`, chosen without any negatives: as many target
+texts lie above it as the scores sum up to.
 """
 
 # %% ../nbs/10_adapt.ipynb #10c054
@@ -288,7 +288,7 @@ def adapt(s, out="dallmi-adapted", overwrite=False):
                "observed": dict(zip(names, (seen == 1).sum(0).tolist())), "seconds": round(time.time() - began, 1), "versions": versions()}
     if is_main():
         model.load_state_dict(load_file(work / "weights" / "model.safetensors"))
-        write_results(work, out, s, model, tokenizer, results, chance, pu_thresholds(done["dallmi"]["target"], seen, min_recall=0.5))
+        write_results(work, out, s, model, tokenizer, results, chance, count_thresholds(done["dallmi"]["target"]))
     barrier()
     return results
 

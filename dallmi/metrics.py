@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['scored_labels', 'per_label_ap', 'require_scored', 'chance_map', 'known_f1', 'check_scores', 'warn_left_out',
-           'evaluate_scores', 'halfway', 'pu_threshold', 'pu_thresholds']
+           'evaluate_scores', 'halfway', 'pu_threshold', 'pu_thresholds', 'count_thresholds']
 
 # %% ../nbs/06_metrics.ipynb #06c003
 import warnings
@@ -129,3 +129,14 @@ def pu_thresholds(scores, observed, min_recall=0.0):
     bad = np.argwhere(np.isnan(scores))
     if len(bad): raise ValueError(f"scores hold {len(bad)} NaN (first in row {bad[0][0]}): the model has diverged.")
     return np.array([pu_threshold(s, y, min_recall) if y.any() else 0.5 for s, y in zip(scores.T, positive.T)])
+
+# %% ../nbs/06_metrics.ipynb #06c060
+def count_thresholds(scores):
+    """Thresholds, float64 [L], from probabilities `scores` [N, L] alone: as many texts score above as the scores sum up to.
+
+    For scores that are calibrated on average (the anchored objective's are near it); any squeeze of the scale that
+    changes their sum moves the cut. Raises ValueError for scores that are not [N, L] or outside [0, 1]."""
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or not len(scores) or not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError(f"scores {scores.shape} must be probabilities of the shape [N, L], with one text at least.")
+    return np.array([np.quantile(column, 1 - column.mean()) for column in scores.T])
