@@ -67,7 +67,7 @@ def train_stage(name, s, model, tokenizer, data, folder, pos_weight=1., **choice
     args = DallmiArguments(output_dir=str(folder), seed=s.seed, bf16=bf16, warmup_steps=0.1, weight_decay=0.01,
                            group_lengths=True, save_steps=0.2, save_total_limit=1, logging_steps=10, **choices)
     trainer = DallmiTrainer(model, args, data, tokenizer, pos_weight=pos_weight, callbacks=[Progress(name)])
-    return trainer.train(resume_from_checkpoint=last_checkpoint(folder)).metrics["train_samples_per_second"]
+    with quiet_transformers(): return trainer.train(resume_from_checkpoint=last_checkpoint(folder)).metrics["train_samples_per_second"]
 
 # %% ../nbs/10_adapt.ipynb #10c018
 def digest(*parts):
