@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TITLES', 'COLUMNS', 'CARD', 'load_all', 'load_pair', 'train_stage', 'digest', 'source_key', 'cache_folder', 'is_main',
            'barrier', 'train_source', 'encoder_for', 'source_model', 'positive_weights', 'adapt_model', 'stage',
-           'open_work', 'results_table', 'plot_results', 'model_card', 'versions', 'write_results', 'run_stages',
-           'adapt', 'report']
+           'open_work', 'score_models', 'prevalences', 'results_table', 'plot_results', 'model_card', 'versions',
+           'write_results', 'run_stages', 'adapt', 'report']
 
 # %% ../nbs/10_adapt.ipynb #10c003
 import hashlib
@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from .data import InputError, as_unlabelled, check_disjoint, check_positives, la
 from .data import match_labels, split_domain, tokenize_domain, with_labels
 from .inference import bf16_pays, quiet_transformers, save_classifier, score_tokens
 from .masking import mask_labels
-from .metrics import count_thresholds, evaluate_scores
+from .metrics import chance_map, count_thresholds, evaluate_scores
 from .mixup import check_model
 from .long_runs import Progress, last_checkpoint
 from .training import HUB_DEFAULT, DallmiArguments, DallmiTrainer, default_model, load_encoder, start_at_prior
@@ -53,7 +54,9 @@ def load_all(s):
 def load_pair(s):
     "What `load_all` gives, with the target's labels as the method may see them. Raises `InputError` for whatever cannot be used."
     source, target, test = load_all(s)
-    if test: check_disjoint(target, test)
+    if test:
+        check_disjoint(target, test)
+        chance_map(label_matrix(test))  # refuses a test in which no label can be scored, before an hour of training
     check_positives(target, f"{s.target} (training part)" if s.keep else s.target)
     labels = label_matrix(target)
     if s.keep: seen = mask_labels(labels, s.keep, s.by, s.seed, s.trust_negatives)
@@ -177,6 +180,21 @@ def open_work(out, s, source, target, overwrite=False):
     return work
 
 # %% ../nbs/10_adapt.ipynb #10c049
+def score_models(done, truth, names):
+    "{stage: metrics} of the stages' test scores; the AP of a label that cannot be scored is None."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # evaluate_scores names the labels left out, and so does the report
+        models = {name: evaluate_scores(arrays["test"], truth, names) for name, arrays in done.items()}
+    for m in models.values(): m["AP"] = {n: None if np.isnan(ap) else ap for n, ap in m["AP"].items()}
+    return models
+
+# %% ../nbs/10_adapt.ipynb #10c050
+def prevalences(truth, names):
+    "{label: share of positives among the known}, None where nothing is known: what a guess would score as AP."
+    known = [y[~np.isnan(y)] for y in truth.T]
+    return {n: float(y.mean()) if len(y) else None for n, y in zip(names, known)}
+
+# %% ../nbs/10_adapt.ipynb #10c054
 TITLES = {"source": "source model", "bce": "BCE, observed labels", "dallmi": "DALLMi"}
 COLUMNS = ("mAP", "mAP@0.5", "F1")
 
@@ -185,10 +203,10 @@ def results_table(models):
     rows = [f"{TITLES[name]:<22}" + "".join(f"{100 * m[c]:9.1f}" for c in COLUMNS) for name, m in models.items()]
     return "\n".join([" " * 22 + "".join(f"{c:>9}" for c in COLUMNS), *rows])
 
-# %% ../nbs/10_adapt.ipynb #10c051
+# %% ../nbs/10_adapt.ipynb #10c056
 def plot_results(models, chance):
     "Dot plot of every label's average precision, one mark a model; `chance`: {label: prevalence}. Returns the figure."
-    names = sorted(chance, key=lambda n: np.nan_to_num(models["source"]["AP"][n]))
+    names = sorted((n for n in chance if models["source"]["AP"][n] is not None), key=models["source"]["AP"].get)
     fig = Figure(figsize=(6, 1.4 + 0.27 * len(names)), dpi=110, layout="constrained")
     ax, rows = fig.subplots(), range(len(names))
     ax.scatter([chance[n] for n in names], rows, marker="|", color="0.5", s=60, label="chance")
@@ -200,7 +218,7 @@ def plot_results(models, chance):
     fig.legend(loc="outside upper center", ncols=2, frameon=False)
     return fig
 
-# %% ../nbs/10_adapt.ipynb #10c053
+# %% ../nbs/10_adapt.ipynb #10c058
 CARD = """---
 library_name: transformers
 pipeline_tag: text-classification
@@ -220,7 +238,7 @@ Scores are sigmoid outputs, one a label. `config.json` holds a threshold a label
 texts lie above it as the scores sum up to.
 """
 
-# %% ../nbs/10_adapt.ipynb #10c054
+# %% ../nbs/10_adapt.ipynb #10c059
 def model_card(s, names, models, counts):
     "Text of the checkpoint's README.md."
     rows = [f"| {TITLES[n]} | " + " | ".join(f"{100 * m[c]:.1f}" for c in COLUMNS) + " |" for n, m in models.items()]
@@ -229,14 +247,14 @@ def model_card(s, names, models, counts):
     return CARD.format(base=s.model or HUB_DEFAULT, version=dallmi.__version__, names=", ".join(names), recipe=s.recipe,
                        measured=table if models else "No labelled target texts were given, so nothing was measured.", **counts)
 
-# %% ../nbs/10_adapt.ipynb #10c055
+# %% ../nbs/10_adapt.ipynb #10c060
 def versions():
     "What the numbers depend on besides the settings."
     return {"dallmi": dallmi.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "transformers": transformers.__version__, "threads": torch.get_num_threads(),
             "device": str(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else platform.machine())}
 
-# %% ../nbs/10_adapt.ipynb #10c056
+# %% ../nbs/10_adapt.ipynb #10c061
 def write_results(work, out, s, model, tokenizer, results, chance, thresholds):
     "Write checkpoint, card, metrics, settings and figure, then move them to `out` in one step and remove `work`."
     names, folder = list(results["observed"]), work / "result"
@@ -250,7 +268,7 @@ def write_results(work, out, s, model, tokenizer, results, chance, thresholds):
     folder.rename(out)
     shutil.rmtree(work)
 
-# %% ../nbs/10_adapt.ipynb #10c058
+# %% ../nbs/10_adapt.ipynb #10c063
 def run_stages(s, work, tokenizer, model, target, test_ids):
     "{stage: arrays} with the scores of test and target texts; leaves the adapted weights in `work/weights`."
     start = {k: v.clone() for k, v in model.state_dict().items()}
@@ -267,7 +285,7 @@ def run_stages(s, work, tokenizer, model, target, test_ids):
     if test_ids and s.baseline: done["bce"] = stage(work, "bce", lambda: run("bce", objective="bce", balanced_share=0.))
     return done | {"dallmi": stage(work, "dallmi", lambda: run("dallmi"))}
 
-# %% ../nbs/10_adapt.ipynb #10c059
+# %% ../nbs/10_adapt.ipynb #10c064
 def adapt(s, out="dallmi-adapted", overwrite=False):
     """Fine-tune on the source (cached), adapt to the target, compare, and write a stock checkpoint with card, metrics and figure to `out`.
 
@@ -282,8 +300,8 @@ def adapt(s, out="dallmi-adapted", overwrite=False):
     target = tokenize_domain(target, tokenizer, s.max_length)
     test_ids = tokenize_domain(test, tokenizer, s.max_length)["input_ids"] if test else []
     done = run_stages(s, work, tokenizer, model, target, test_ids)
-    chance = dict(zip(names, np.nanmean(truth, 0).tolist())) if test else {}
-    results = {"models": {n: evaluate_scores(a["test"], truth, names) for n, a in done.items()} if test else {}, "chance": chance,
+    chance = prevalences(truth, names) if test else {}
+    results = {"models": score_models(done, truth, names) if test else {}, "chance": chance,
                "counts": dict(source=len(source), target=len(target), test=len(test_ids), labels=len(names), observed=int((seen == 1).sum())),
                "observed": dict(zip(names, (seen == 1).sum(0).tolist())), "seconds": round(time.time() - began, 1), "versions": versions()}
     if is_main():
@@ -292,15 +310,18 @@ def adapt(s, out="dallmi-adapted", overwrite=False):
     barrier()
     return results
 
-# %% ../nbs/10_adapt.ipynb #10c060
+# %% ../nbs/10_adapt.ipynb #10c065
 def report(s, results, out):
     "What the command line prints at the end: what was done, the table, and what was written."
     c, models = results["counts"], results["models"]
     known = f"{c['observed']} known positive labels" + (f" ({100 * s.keep:g} % by {s.by}, seed {s.seed})" if s.keep else "")
     lines = [f"{c['source']} source texts, {c['target']} target texts, {c['labels']} labels, {known}"]
     if models:
-        chance = 100 * np.nanmean(list(results["chance"].values()))
-        lines += [f"scored on {c['test']} held-out target texts; chance mAP {chance:.1f}", "", results_table(models)]
+        chance = 100 * np.mean([p for n, p in results["chance"].items() if models["source"]["AP"][n] is not None])
+        lines += [f"scored on {c['test']} held-out target texts; chance mAP {chance:.1f}"]
+        lost = [n for n, ap in models["source"]["AP"].items() if ap is None]
+        lines += [f"not scored, as the held-out texts show no positive or no negative: {', '.join(lost)}"] * bool(lost)
+        lines += ["", results_table(models)]
     else: lines += ["no labelled target texts to score on (--test FILE)"]
     files = "checkpoint, card, metrics.json, settings.json" + ", per_label_ap.png" * bool(models)
     return "\n".join(["", *lines, "", f"{results['seconds']:.0f} s; {files} in {out}"])
