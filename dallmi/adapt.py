@@ -144,11 +144,13 @@ def positive_weights(anchor, observed, most=20.):
 def adapt_model(name, s, model, tokenizer, target, folder, **choices):
     "Train `model` on `target` by the settings' method, or by what `choices` say instead. Returns texts per second."
     set_seed(s.seed)
-    anchor = score_tokens(model, tokenizer, target["input_ids"], s.bf16)
-    method = {k: getattr(s, k) for k in ("objective", "form", "balanced_share", "mixup_weight", "mixup_alpha", "mixup_place", "mixup_rows")}
-    return train_stage(name, s, model, tokenizer, target.add_column("anchor", anchor.tolist()), folder,
-                       positive_weights(anchor, label_matrix(target)), per_device_train_batch_size=s.batch_size,
-                       num_train_epochs=s.epochs, learning_rate=s.lr, **method | choices)
+    names = ("objective", "form", "balanced_share", "mixup_weight", "mixup_alpha", "mixup_place", "mixup_rows")
+    method, weights = {k: getattr(s, k) for k in names} | choices, 1.
+    if method["objective"] == "anchored":
+        anchor = score_tokens(model, tokenizer, target["input_ids"], s.bf16)
+        target, weights = target.add_column("anchor", anchor.tolist()), positive_weights(anchor, label_matrix(target))
+    return train_stage(name, s, model, tokenizer, target, folder, weights, per_device_train_batch_size=s.batch_size,
+                       num_train_epochs=s.epochs, learning_rate=s.lr, **method)
 
 # %% ../nbs/10_adapt.ipynb #10c042
 def stage(work, name, make):
@@ -270,20 +272,24 @@ def write_results(work, out, s, model, tokenizer, results, chance, thresholds):
 
 # %% ../nbs/10_adapt.ipynb #10c063
 def run_stages(s, work, tokenizer, model, target, test_ids):
-    "{stage: arrays} with the scores of test and target texts; leaves the adapted weights in `work/weights`."
+    "{stage: arrays} with the scores of the test texts, after the method of the target's too; leaves the adapted weights in `work/weights`."
     start = {k: v.clone() for k, v in model.state_dict().items()}
     scores = lambda: {"test": score_tokens(model, tokenizer, test_ids, s.bf16)}
 
     def run(name, **choices):
         model.load_state_dict(start)
         rate = adapt_model(TITLES[name], s, model, tokenizer, target, work / name, **choices)
-        if name == "dallmi" and is_main():
+        return scores() | {"texts_per_second": rate}
+
+    def run_method():
+        arrays = run("dallmi")
+        if is_main():
             with quiet_transformers(): model.save_pretrained(work / "weights")
-        return scores() | {"target": score_tokens(model, tokenizer, target["input_ids"], s.bf16), "texts_per_second": rate}
+        return arrays | {"target": score_tokens(model, tokenizer, target["input_ids"], s.bf16)}
 
     done = {"source": stage(work, "source", scores)} if test_ids else {}
     if test_ids and s.baseline: done["bce"] = stage(work, "bce", lambda: run("bce", objective="bce", balanced_share=0.))
-    return done | {"dallmi": stage(work, "dallmi", lambda: run("dallmi"))}
+    return done | {"dallmi": stage(work, "dallmi", run_method)}
 
 # %% ../nbs/10_adapt.ipynb #10c064
 def adapt(s, out="dallmi-adapted", overwrite=False):
