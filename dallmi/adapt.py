@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'COLUMNS', 'CARD', 'load_all', 'load_pair', 'train_stage', 'digest', 'source_key', 'cache_folder', 'is_main',
-           'barrier', 'train_source', 'encoder_for', 'source_model', 'positive_weights', 'adapt_model', 'stage',
-           'open_work', 'score_models', 'prevalences', 'results_table', 'plot_results', 'model_card', 'versions',
-           'write_results', 'run_stages', 'adapt', 'report']
+           'barrier', 'train_source', 'encoder_for', 'one_at_a_time', 'source_model', 'positive_weights', 'adapt_model',
+           'stage', 'open_work', 'score_models', 'prevalences', 'results_table', 'plot_results', 'model_card',
+           'versions', 'write_results', 'run_stages', 'adapt', 'report']
 
 # %% ../nbs/10_adapt.ipynb #10c003
 import hashlib
@@ -16,6 +16,7 @@ import platform
 import shutil
 import time
 import warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from filelock import FileLock
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from transformers.trainer_utils import set_seed
@@ -64,12 +66,12 @@ def load_pair(s):
     return source, with_labels(target, seen), test
 
 # %% ../nbs/10_adapt.ipynb #10c016
-def train_stage(name, s, model, tokenizer, data, folder, pos_weight=1., **choices):
+def train_stage(name, s, model, tokenizer, data, folder, pos_weight=1., loss=None, **choices):
     "Train `model` on `data`, from the last checkpoint in `folder` if there is one. Returns texts per second."
     bf16 = bf16_pays(model.device) if s.bf16 is None else s.bf16
     args = DallmiArguments(output_dir=str(folder), seed=s.seed, bf16=bf16, warmup_steps=0.1, weight_decay=0.01,
                            group_lengths=True, save_steps=0.2, save_total_limit=1, logging_steps=10, **choices)
-    trainer = DallmiTrainer(model, args, data, tokenizer, pos_weight=pos_weight, callbacks=[Progress(name)])
+    trainer = DallmiTrainer(model, args, data, tokenizer, pos_weight=pos_weight, objective=loss, callbacks=[Progress(name)])
     with quiet_transformers(): return trainer.train(resume_from_checkpoint=last_checkpoint(folder)).metrics["train_samples_per_second"]
 
 # %% ../nbs/10_adapt.ipynb #10c018
@@ -125,22 +127,32 @@ def encoder_for(s, names):
     except ValueError as e: raise InputError(str(e)) from None
     return tokenizer, model
 
-# %% ../nbs/10_adapt.ipynb #10c027
+# %% ../nbs/10_adapt.ipynb #10c028
+@contextmanager
+def one_at_a_time(folder):
+    "While open, no other run is inside for the same `folder`; the processes of one run go in together."
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock") if is_main() else nullcontext():
+        barrier()
+        yield
+
+# %% ../nbs/10_adapt.ipynb #10c029
 def source_model(s, source, encoder=None):
     "Tokenizer and model fine-tuned on `source`, from the cache where it is there. `encoder`: what `encoder_for` gave."
     tokenizer, model = encoder or encoder_for(s, label_names(source))
     folder = cache_folder() / source_key(s, source, model)
-    if not (folder / "model.safetensors").is_file(): train_source(s, model, tokenizer, source, folder)
+    with one_at_a_time(folder):
+        if not (folder / "model.safetensors").is_file(): train_source(s, model, tokenizer, source, folder)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return tokenizer, model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
 
-# %% ../nbs/10_adapt.ipynb #10c037
+# %% ../nbs/10_adapt.ipynb #10c040
 def positive_weights(anchor, observed, most=20.):
     """Weight [L] of an observed positive: the number of positives that `anchor` [N, L] (the source model's Φ) expects, over the number in
     `observed` [N, L] (1 where one is observed), between 1 and `most`."""
     return np.clip(anchor.sum(0) / np.maximum((observed == 1).sum(0), 1), 1, most)
 
-# %% ../nbs/10_adapt.ipynb #10c040
+# %% ../nbs/10_adapt.ipynb #10c043
 def adapt_model(name, s, model, tokenizer, target, folder, **choices):
     "Train `model` on `target` by the settings' method, or by what `choices` say instead. Returns texts per second."
     set_seed(s.seed)
@@ -152,7 +164,7 @@ def adapt_model(name, s, model, tokenizer, target, folder, **choices):
     return train_stage(name, s, model, tokenizer, target, folder, weights, per_device_train_batch_size=s.batch_size,
                        num_train_epochs=s.epochs, learning_rate=s.lr, **method)
 
-# %% ../nbs/10_adapt.ipynb #10c042
+# %% ../nbs/10_adapt.ipynb #10c045
 def stage(work, name, make):
     "The arrays of a finished stage from `work/name.npz`; else those that `make()` returns, which are stored there."
     path = work / f"{name}.npz"
@@ -164,7 +176,7 @@ def stage(work, name, make):
         barrier()
     return dict(np.load(path))
 
-# %% ../nbs/10_adapt.ipynb #10c045
+# %% ../nbs/10_adapt.ipynb #10c048
 def open_work(out, s, source, target, overwrite=False):
     "The folder `out.partial`: an unfinished run with the same settings and data, or a new one. Raises `InputError` if something is in the way."
     work, data = Path(f"{out}.partial"), [label_names(source), *(d["text"][:] for d in (source, target))]
@@ -181,7 +193,7 @@ def open_work(out, s, source, target, overwrite=False):
     (work / "settings.json").write_text(json.dumps(mine, indent=1))
     return work
 
-# %% ../nbs/10_adapt.ipynb #10c049
+# %% ../nbs/10_adapt.ipynb #10c052
 def score_models(done, truth, names):
     "{stage: metrics} of the stages' test scores; the AP of a label that cannot be scored is None."
     with warnings.catch_warnings():
@@ -190,13 +202,13 @@ def score_models(done, truth, names):
     for m in models.values(): m["AP"] = {n: None if np.isnan(ap) else ap for n, ap in m["AP"].items()}
     return models
 
-# %% ../nbs/10_adapt.ipynb #10c050
+# %% ../nbs/10_adapt.ipynb #10c053
 def prevalences(truth, names):
     "{label: share of positives among the known}, None where nothing is known: what a guess would score as AP."
     known = [y[~np.isnan(y)] for y in truth.T]
     return {n: float(y.mean()) if len(y) else None for n, y in zip(names, known)}
 
-# %% ../nbs/10_adapt.ipynb #10c054
+# %% ../nbs/10_adapt.ipynb #10c057
 TITLES = {"source": "source model", "bce": "BCE, observed labels", "dallmi": "DALLMi"}
 COLUMNS = ("mAP", "mAP@0.5", "F1")
 
@@ -205,7 +217,7 @@ def results_table(models):
     rows = [f"{TITLES[name]:<22}" + "".join(f"{100 * m[c]:9.1f}" for c in COLUMNS) for name, m in models.items()]
     return "\n".join([" " * 22 + "".join(f"{c:>9}" for c in COLUMNS), *rows])
 
-# %% ../nbs/10_adapt.ipynb #10c056
+# %% ../nbs/10_adapt.ipynb #10c059
 def plot_results(models, chance):
     "Dot plot of every label's average precision, one mark a model; `chance`: {label: prevalence}. Returns the figure."
     names = sorted((n for n in chance if models["source"]["AP"][n] is not None), key=models["source"]["AP"].get)
@@ -220,7 +232,7 @@ def plot_results(models, chance):
     fig.legend(loc="outside upper center", ncols=2, frameon=False)
     return fig
 
-# %% ../nbs/10_adapt.ipynb #10c058
+# %% ../nbs/10_adapt.ipynb #10c061
 CARD = """---
 library_name: transformers
 pipeline_tag: text-classification
@@ -240,7 +252,7 @@ Scores are sigmoid outputs, one a label. `config.json` holds a threshold a label
 texts lie above it as the scores sum up to.
 """
 
-# %% ../nbs/10_adapt.ipynb #10c059
+# %% ../nbs/10_adapt.ipynb #10c062
 def model_card(s, names, models, counts):
     "Text of the checkpoint's README.md."
     rows = [f"| {TITLES[n]} | " + " | ".join(f"{100 * m[c]:.1f}" for c in COLUMNS) + " |" for n, m in models.items()]
@@ -249,14 +261,14 @@ def model_card(s, names, models, counts):
     return CARD.format(base=s.model or HUB_DEFAULT, version=dallmi.__version__, names=", ".join(names), recipe=s.recipe,
                        measured=table if models else "No labelled target texts were given, so nothing was measured.", **counts)
 
-# %% ../nbs/10_adapt.ipynb #10c060
+# %% ../nbs/10_adapt.ipynb #10c063
 def versions():
     "What the numbers depend on besides the settings."
     return {"dallmi": dallmi.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "transformers": transformers.__version__, "threads": torch.get_num_threads(),
             "device": str(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else platform.machine())}
 
-# %% ../nbs/10_adapt.ipynb #10c061
+# %% ../nbs/10_adapt.ipynb #10c064
 def write_results(work, out, s, model, tokenizer, results, chance, thresholds):
     "Write checkpoint, card, metrics, settings and figure, then move them to `out` in one step and remove `work`."
     names, folder = list(results["observed"]), work / "result"
@@ -270,7 +282,7 @@ def write_results(work, out, s, model, tokenizer, results, chance, thresholds):
     folder.rename(out)
     shutil.rmtree(work)
 
-# %% ../nbs/10_adapt.ipynb #10c063
+# %% ../nbs/10_adapt.ipynb #10c066
 def run_stages(s, work, tokenizer, model, target, test_ids):
     "{stage: arrays} with the scores of the test texts, after the method of the target's too; leaves the adapted weights in `work/weights`."
     start = {k: v.clone() for k, v in model.state_dict().items()}
@@ -291,7 +303,7 @@ def run_stages(s, work, tokenizer, model, target, test_ids):
     if test_ids and s.baseline: done["bce"] = stage(work, "bce", lambda: run("bce", objective="bce", balanced_share=0.))
     return done | {"dallmi": stage(work, "dallmi", run_method)}
 
-# %% ../nbs/10_adapt.ipynb #10c064
+# %% ../nbs/10_adapt.ipynb #10c067
 def adapt(s, out="dallmi-adapted", overwrite=False):
     """Fine-tune on the source (cached), adapt to the target, compare, and write a stock checkpoint with card, metrics and figure to `out`.
 
@@ -316,7 +328,7 @@ def adapt(s, out="dallmi-adapted", overwrite=False):
     barrier()
     return results
 
-# %% ../nbs/10_adapt.ipynb #10c065
+# %% ../nbs/10_adapt.ipynb #10c068
 def report(s, results, out):
     "What the command line prints at the end: what was done, the table, and what was written."
     c, models = results["counts"], results["models"]

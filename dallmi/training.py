@@ -177,17 +177,19 @@ class DallmiArguments(TrainingArguments):
     def balanced_rows(self): return round(self.balanced_share * self.per_device_train_batch_size)
 
 # %% ../nbs/07_training.ipynb #07c049
-def loss_parts(forward, model, batch, args, pos_weight=1.0):
+def loss_parts(forward, model, batch, args, pos_weight=1.0, objective=None):
     """Parts of the loss, {name: float32 scalar, summed over labels}, and logits [B, L] of the batch, from one pass.
 
-    The objective comes under its own name; in training, 'variation' and 'anchored' add 'mixup' unless it weighs 0."""
+    The objective comes under its own name; in training, 'variation' and 'anchored' add 'mixup' unless it weighs 0.
+    `objective`: (logits, labels, batch, args) -> scalar, takes the place of the one that `args` names, without MixUp."""
     labels, text = batch["labels"], {k: batch[k] for k in ("input_ids", "attention_mask")}
-    mixing = model.training and args.mixup_weight > 0 and args.objective in ("variation", "anchored")
+    mixable = objective is None and args.objective in ("variation", "anchored")
+    mixing = mixable and model.training and args.mixup_weight > 0
     if mixing:
         pairs = draw_pairs(labels, args.mixup_alpha, args.mixup_rows)
         logits, mixed = mixed_forward(forward, model, text, pairs, args.mixup_place)
     else: logits = forward(**text).logits
-    objective = OBJECTIVES[args.objective]
+    objective = objective or OBJECTIVES[args.objective]
     parts = {args.objective: objective(logits, labels, {**batch, "pos_weight": pos_weight}, args)}
     if mixing: parts["mixup"] = mixup_loss(mixed, logits, pairs, args.form)
     return parts, logits
@@ -211,15 +213,16 @@ class DallmiTrainer(CarefulTrainer):
     """`Trainer` that draws balanced batches, mixes texts in the same pass and minimises `args.objective` over L.
 
     `train_dataset`: tokenized rows with `input_ids` and `labels` [L] (1, 0, NaN), for 'anchored' also `anchor` [L], the
-    source model's Φ. `pos_weight`: number or [L], the weight of observed positives in 'anchored'. `data_collator`:
-    default `Collator`; one of your own marks the rows of a training batch in `uniform` itself. One device a process;
+    source model's Φ. `pos_weight`: number or [L], the weight of observed positives in 'anchored'. `objective`: a loss of
+    your own, (logits [B, L], labels [B, L], batch, args) -> scalar, in place of `args.objective`; `batch` also holds
+    `uniform` [B] and `epoch`. `data_collator`: default `Collator`; yours marks the rows in `uniform` itself. One device a process;
     for several, use `accelerate launch`. Silent unless `disable_tqdm=False`. Raises `TrainingDiverged`, and ValueError
     for a model that cannot be mixed."""
-    def __init__(self, model, args, train_dataset=None, processing_class=None, pos_weight=1.0, data_collator=None,
-                 **kwargs):
+    def __init__(self, model, args, train_dataset=None, processing_class=None, pos_weight=1.0, objective=None,
+                 data_collator=None, **kwargs):
         check_model(model, args.mixup_place)
         args._n_gpu = min(args.n_gpu, 1)  # never nn.DataParallel: it would cut the pairs of a batch apart
-        self.own_collator = data_collator
+        self.own_collator, self.objective = data_collator, objective
         super().__init__(model, args, train_dataset=train_dataset, processing_class=processing_class,
                          data_collator=data_collator or Collator(processing_class), **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a batch mean: Trainer divides it by the accumulation steps
@@ -242,7 +245,8 @@ class DallmiTrainer(CarefulTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "Objective plus weighted MixUp, divided by the number of labels."
-        parts, logits = loss_parts(model, self.accelerator.unwrap_model(model), inputs, self.args, self.pos_weight)
+        inputs, plain = {**inputs, "epoch": self.state.epoch or 0.0}, self.accelerator.unwrap_model(model)
+        parts, logits = loss_parts(model, plain, inputs, self.args, self.pos_weight, self.objective)
         if model.training: self.tally.add(parts, logits, inputs["labels"], self.state.global_step + 1)
         loss = (parts[self.args.objective] + self.args.mixup_weight * parts.get("mixup", 0.0)) / logits.shape[1]
         return (loss, {"logits": logits}) if return_outputs else loss
