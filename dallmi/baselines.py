@@ -25,7 +25,7 @@ from .training import head_of
 
 # %% ../nbs/13_baselines.ipynb #13c009
 def known_or(logits, labels, unknown):
-    "Cross-entropy where `labels` are 1 or 0, `unknown` where they are NaN, all [B, L]; mean over texts, sum over labels."
+    "Cross-entropy where `labels` are 1 or 0, `unknown` where NaN, all [B, L]; mean over texts, summed over labels."
     known = torch.where(labels == 1, F.softplus(-logits), F.softplus(logits))
     return torch.where(labels.isnan(), unknown, known).mean(0).sum()
 
@@ -33,9 +33,9 @@ def known_or(logits, labels, unknown):
 def asl_loss(logits, labels, gamma=4.0, margin=0.05):
     """Asymmetric loss of Ridnik et al., ICCV 2021, arXiv 2009.14119, with γ⁺ = 0, on the unknown labels.
 
-    `logits`, `labels`: [B, L], labels 1, 0 or NaN. An unknown costs −Φₘ^γ log(1 − Φₘ) with Φₘ = max(Φ − `margin`, 0), a
-    positive −log Φ, a trusted negative −log(1 − Φ): it is no suspect, and gets no discount. Mean over texts, summed over
-    labels; a scalar, float32 or wider. Raises ValueError for shapes that differ."""
+    `logits`, `labels`: [B, L], labels 1, 0 or NaN. An unknown costs −Φₘ^γ log(1 − Φₘ) with Φₘ = max(Φ − `margin`, 0),
+    a positive −log Φ, a trusted negative −log(1 − Φ): it is no suspect, and gets no discount. Mean over texts, summed
+    over labels; a scalar, float32 or wider. Raises ValueError for shapes that differ."""
     check_shapes(logits, labels)
     logits = full_precision(logits)
     shifted = (logits.sigmoid() - margin).clamp(0, 1 - torch.finfo(logits.dtype).eps)  # finite where the margin is 0
@@ -46,8 +46,8 @@ def em_loss(logits, labels, alpha=0.15):
     """Entropy maximisation, Zhou et al., ECCV 2022, arXiv 2203.16219 (its EM loss, without pseudo-labels).
 
     `logits`, `labels`: [B, L], labels 1, 0 or NaN. An unknown costs −`alpha` H(Φ) with the entropy
-    H = −Φ log Φ − (1 − Φ) log(1 − Φ) in nats, a positive −log Φ, a trusted negative −log(1 − Φ). Mean over texts, summed
-    over labels; a scalar, float32 or wider. Raises ValueError for shapes that differ."""
+    H = −Φ log Φ − (1 − Φ) log(1 − Φ) in nats, a positive −log Φ, a trusted negative −log(1 − Φ). Mean over texts,
+    summed over labels; a scalar, float32 or wider. Raises ValueError for shapes that differ."""
     check_shapes(logits, labels)
     logits = full_precision(logits)
     phi = logits.sigmoid()
@@ -58,9 +58,9 @@ def em_loss(logits, labels, alpha=0.15):
 def splc_loss(logits, labels, epoch, threshold=0.6):
     """Cross-entropy with corrections, SPLC of Zhang et al. 2021, arXiv 2112.07368, on plain cross-entropy.
 
-    `logits`, `labels`: [B, L], labels 1, 0 or NaN. `epoch`: passes done so far, a float from 0. An unknown is a negative; once
-    `epoch` is 1 or more, one with Φ > `threshold` is a positive. A trusted negative is one for ever. Mean over texts, summed
-    over labels; a scalar, float32 or wider. Raises ValueError for shapes that differ."""
+    `logits`, `labels`: [B, L], labels 1, 0 or NaN. `epoch`: passes done so far, a float from 0. An unknown is a
+    negative; once `epoch` is 1 or more, one with Φ > `threshold` is a positive. A trusted negative stays one. Mean over
+    texts, summed over labels; a scalar, float32 or wider. Raises ValueError for shapes that differ."""
     check_shapes(logits, labels)
     logits, (positive, _, unknown) = full_precision(logits), split_labels(labels)
     found = unknown & (logits.sigmoid() > threshold) & (epoch >= 1)
@@ -72,8 +72,8 @@ def per_label(values, logits):
     "`values`, a number or [L], as a tensor like `logits` [B, L]. Raises ValueError for another shape."
     values = torch.as_tensor(values, dtype=logits.dtype, device=logits.device)
     if values.shape in ((), logits.shape[1:]): return values
-    raise ValueError(f"A prior or share of the shape {list(values.shape)} does not fit: give one number, or one for each "
-                     f"of {logits.shape[1]} labels.")
+    raise ValueError(f"A prior or share of the shape {list(values.shape)} does not fit: give one number, or one for "
+                     f"each of {logits.shape[1]} labels.")
 
 def drawn_uniformly(labels, uniform):
     "Bool [B, L]: the rows marked in `uniform` [B], or all rows. Raises ValueError where `uniform` is not [B]."
@@ -83,10 +83,10 @@ def drawn_uniformly(labels, uniform):
 
 # %% ../nbs/13_baselines.ipynb #13c034
 def pu_risk(logits, labels, drawn, prior, hidden, scale=1.0):
-    """π R_P⁺ + max(0, s (R_D⁻ − h R_P⁻)), summed over labels: D = `drawn`, bool [B, L]; π = `prior`, h = `hidden`, s = `scale`.
+    """π R_P⁺ + max(0, s (R_D⁻ − h R_P⁻)), summed over labels; D = `drawn`, bool [B, L], π, h = `hidden` and s: [L].
 
-    Where D holds trusted negatives, the maximum is taken over what the rest of D costs, and their part is added. A label without
-    a positive in the batch, or without a drawn row, contributes that part alone."""
+    The part of the trusted negatives in R_D⁻ stays outside the maximum. A label without a positive in the batch, or
+    without a drawn row, contributes that part alone."""
     positive, as_negative = labels == 1, F.softplus(logits)
     plus, minus = mean_where(F.softplus(-logits), positive), mean_where(as_negative, positive)
     trusted = mean_where(torch.where(labels == 0, as_negative, 0.), drawn)
@@ -96,11 +96,12 @@ def pu_risk(logits, labels, drawn, prior, hidden, scale=1.0):
 
 # %% ../nbs/13_baselines.ipynb #13c035
 def nnpu_loss(logits, labels, prior, uniform=None):
-    """Non-negative PU risk with the logistic loss, Kiryo et al., NeurIPS 2017, arXiv 1703.00593: π R_P⁺ + max(0, R_X⁻ − π R_P⁻).
+    """Non-negative PU risk π R_P⁺ + max(0, R_X⁻ − π R_P⁻), logistic loss; Kiryo et al., NeurIPS 2017, arXiv 1703.00593.
 
-    `logits`, `labels`: [B, L], labels 1, 0 or NaN. `prior`: π, a number or [L]. `uniform`: bool [B], the rows X that were
-    drawn uniformly, default all; positives count wherever they are. A risk below 0 has no gradient. Trusted negatives in X are
-    never clamped away. A label without a positive in the batch adds only these. Summed over labels; a scalar, float32 or wider.
+    `logits`, `labels`: [B, L], labels 1, 0 or NaN. `prior`: π, a number or [L]. `uniform`: bool [B], the rows X that
+    were drawn uniformly, default all; positives count wherever they are. Where the bracket is negative it has no
+    gradient (the paper's Eq. 6, without the ascent step of its algorithm). Trusted negatives in X are never clamped
+    away; a label without a positive in the batch adds only these. Summed over labels; a scalar, float32 or wider.
     Raises ValueError for shapes that do not fit."""
     check_shapes(logits, labels)
     logits = full_precision(logits)
@@ -109,13 +110,13 @@ def nnpu_loss(logits, labels, prior, uniform=None):
 
 # %% ../nbs/13_baselines.ipynb #13c036
 def spu_loss(logits, labels, prior, observed, uniform=None):
-    """S-PU risk of SSR-PU (Wang et al., EMNLP 2022) with the logistic loss: nnPU for a draw without the observed positives.
+    """S-PU risk of SSR-PU, Wang et al., EMNLP 2022, logistic loss: nnPU for a draw without the observed positives.
 
-    π R_P⁺ + max(0, (1−π)/(1−π_u) (R_U⁻ − π_u R_P⁻)), π_u = (π − π_l)/(1 − π_l), no less than 0. `logits`, `labels`: [B, L],
-    labels 1, 0 or NaN. `prior`: π; `observed`: π_l, the share of all texts with an observed positive; numbers or [L].
-    `uniform`: bool [B], default all; U are the texts of these rows without an observed positive. Trusted negatives and labels
-    without a positive as in `nnpu_loss`. Summed over labels; a scalar, float32 or wider. Raises ValueError for shapes that do
-    not fit."""
+    π R_P⁺ + max(0, (1−π)/(1−π_u) (R_U⁻ − π_u R_P⁻)) with π_u = (π − π_l)/(1 − π_l), no less than 0. `logits`, `labels`:
+    [B, L], labels 1, 0 or NaN. `prior`: π; `observed`: π_l, the share of all texts with an observed positive; a number
+    or [L] each. `uniform`: bool [B], default all; U are the texts of these rows without an observed positive. Trusted negatives
+    and labels without a positive as in `nnpu_loss`. Summed over labels; a scalar, float32 or wider.
+    Raises ValueError for shapes that do not fit."""
     check_shapes(logits, labels)
     logits = full_precision(logits)
     prior, observed = per_label(prior, logits), per_label(observed, logits)
@@ -127,15 +128,15 @@ def spu_loss(logits, labels, prior, observed, uniform=None):
 def estimate_prior(phi, observed):
     """Class prior of the target without negatives, [L]: the mean of the source model's Φ over the target's texts.
 
-    `phi`: [N, L], probabilities. `observed`: [N, L], 1 where a positive is observed; their share is a lower bound. Cut to
-    1e-4 … 1 − 1e-4. As good as the calibration of `phi` on the target: under a shift of prevalence it stays between the
-    source's and the target's. Raises ValueError where the shapes differ."""
+    `phi`: [N, L], probabilities. `observed`: [N, L], 1 where a positive is observed; their share is a lower bound. Cut
+    to 1e-4 … 1 − 1e-4. As good as the calibration of `phi` on the target: under a shift of prevalence it stays between
+    the source's and the target's. Raises ValueError where the shapes differ."""
     check_shapes(phi, phi, observed=observed)
     return np.clip(np.maximum(phi.mean(0), (observed == 1).mean(0)), 1e-4, 1 - 1e-4)
 
 # %% ../nbs/13_baselines.ipynb #13c062
 class Discriminator(nn.Sequential):
-    "Logit that a feature vector [B, H] is one of a source text: hidden → 4·hidden → 4·hidden → 1 with LeakyReLU."
+    "Logit [B, 1] that features [B, H] are a source text's: hidden → 4·hidden → 4·hidden → 1 with LeakyReLU."
     def __init__(self, hidden):
         super().__init__(nn.Linear(hidden, 4 * hidden), nn.LeakyReLU(), nn.Linear(4 * hidden, 4 * hidden),
                          nn.LeakyReLU(), nn.Linear(4 * hidden, 1))
@@ -150,7 +151,7 @@ def features(model, batch):
 
 # %% ../nbs/13_baselines.ipynb #13c064
 def bernoulli_distillation(student, teacher, temperature):
-    "T² KL(σ(teacher/T) ‖ σ(student/T)) for logits [B, L]: mean over texts, summed over labels. No gradient to the teacher."
+    "T² KL(σ(teacher/T) ‖ σ(student/T)) of logits [B, L]: mean over texts, summed over labels; none to the teacher."
     z, t = student / temperature, teacher.detach() / temperature
     cross, own = (F.binary_cross_entropy_with_logits(a, t.sigmoid(), reduction="none") for a in (z, t))
     return temperature**2 * (cross - own).mean(0).sum()
@@ -158,10 +159,11 @@ def bernoulli_distillation(student, teacher, temperature):
 def aad_loss(target_features, student_logits, source_features, teacher_logits, judge, temperature=20.0):
     """Adversarial adaptation with distillation, Ryu & Lee 2020: the discriminator's loss plus the encoder's, a scalar.
 
-    `judge` scores features (source = 1, target = 0). Its own cross-entropy gives no gradient to the features; the encoder's
-    wish, that `target_features` [B, H] be taken for source, gives none to the judge; `source_features` [B', H], the frozen
-    source model's, get none at all. Added: the distillation of the source model's `teacher_logits` on source texts into
-    `student_logits`, both [B', L], a Bernoulli KL a label times T². Raises ValueError where their shapes differ."""
+    `judge` scores features (source = 1, target = 0). Its own cross-entropy gives no gradient to the features; the
+    encoder's wish, that `target_features` [B, H] be taken for source, gives none to the judge; `source_features`
+    [B', H], the frozen source model's, get none at all. Added: the distillation of the source model's `teacher_logits`
+    on source texts into `student_logits`, both [B', L]: per label a Bernoulli KL at T = `temperature`, times T².
+    Raises ValueError where their shapes differ."""
     check_shapes(student_logits, student_logits, teacher_logits=teacher_logits)
     real, fake = judge(source_features.detach()), judge(target_features.detach())
     judged = F.softplus(-real).mean() + F.softplus(fake).mean()
@@ -169,7 +171,7 @@ def aad_loss(target_features, student_logits, source_features, teacher_logits, j
     fool = F.softplus(-functional_call(judge, frozen, target_features)).mean()
     return judged + fool + bernoulli_distillation(student_logits, teacher_logits, temperature)
 
-# %% ../nbs/13_baselines.ipynb #13c079
+# %% ../nbs/13_baselines.ipynb #13c078
 def new_judge(hidden, seed):
     "A `Discriminator` whose weights depend on `seed` alone; the global random state stays as it is."
     with torch.random.fork_rng(devices=[]):
@@ -177,20 +179,21 @@ def new_judge(hidden, seed):
         return Discriminator(hidden)
 
 def paired_rows(n_source, n_target, epochs, batch_size, seed):
-    "Batches of (rows of the source, rows of the target), of equal size: every target row once an epoch, source rows at random."
+    "Batches of (source rows, target rows), equally many: every target row once an epoch, source rows at random."
     rng = np.random.default_rng(seed)
     for _ in range(epochs):
         for rows in np.array_split(rng.permutation(n_target), -(-n_target // batch_size)):
             yield rng.choice(n_source, len(rows)), rows
 
-# %% ../nbs/13_baselines.ipynb #13c080
-def adversarial_adaptation(model, tokenizer, source_ids, target_ids, epochs=3, batch_size=16, lr=1e-5, seed=0, bf16=None):
+# %% ../nbs/13_baselines.ipynb #13c079
+def adversarial_adaptation(model, tokenizer, source_ids, target_ids, epochs=3, batch_size=16, lr=1e-5, seed=0,
+                           bf16=None):
     """AAD (Ryu & Lee 2020): adapt `model` in place, from source and target texts without labels.
 
-    `model`: a classifier fine-tuned on the source; its last layer stays as it is, all below is trained, and it is left in
-    evaluation mode. `source_ids`, `target_ids`: lists of tokens, a text each. `epochs`: passes over the target. `lr`: Adam's,
-    for encoder and discriminator. `bf16`: autocast to bfloat16; default where it pays. Reproducible from `seed`, on a CPU to
-    the bit. Raises `InputError` where either domain has no texts."""
+    `model`: a classifier fine-tuned on the source; its last layer stays as it is, all below is trained, and it is left
+    in evaluation mode. `source_ids`, `target_ids`: lists of tokens, a text each. `epochs`: passes over the target.
+    `lr`: Adam's, for encoder and discriminator. `bf16`: autocast to bfloat16; default where it pays. The result depends
+    on the arguments alone. Raises `InputError` where either domain has no texts."""
     if not len(source_ids) or not len(target_ids):
         raise InputError(f"Adversarial adaptation needs texts of both domains; there are {len(source_ids)} source and "
                          f"{len(target_ids)} target texts.")
@@ -215,26 +218,28 @@ def adversarial_adaptation(model, tokenizer, source_ids, target_ids, epochs=3, b
             optimizer.step()
     finally: head.requires_grad_(True)
 
-# %% ../nbs/13_baselines.ipynb #13c086
+# %% ../nbs/13_baselines.ipynb #13c085
 def check_both_classes(labels):
     "Raise `InputError` that names the columns of `labels` [N, L] without a known positive or without a known negative."
     bad = [j for j, y in enumerate(labels.T) if not (y == 1).any() or not (y == 0).any()]
     if not bad: return
-    counts = ", ".join(f"{j} ({(labels[:, j] == 1).sum()} positive, {(labels[:, j] == 0).sum()} negative)" for j in bad[:10])
-    raise InputError(f"A linear model needs known positives and known negatives of every label; these columns lack one: {counts}. "
-                     "Add source texts with both, or leave the labels out.")
+    counts = [(j, (labels[:, j] == 1).sum(), (labels[:, j] == 0).sum()) for j in bad]
+    columns = ", ".join(f"{j} ({yes} positive, {no} negative)" for j, yes, no in counts)
+    raise InputError("A linear model needs known positives and known negatives of every label; these columns lack one: "
+                     f"{columns}. Add source texts with both, or leave the labels out.")
 
-# %% ../nbs/13_baselines.ipynb #13c087
+# %% ../nbs/13_baselines.ipynb #13c086
 def linear_model(source_texts, source_labels, target_texts, observed):
     """TF-IDF and one logistic regression a label: a function from a list of N texts to probabilities [N, L].
 
-    Fitted on the source's texts and `source_labels` [N_s, L] and the target's with `observed` [N_t, L]; 1, 0 or NaN, where NaN
-    leaves the text out of that label's fit. Both classes of a label weigh the same, so its scores rank well and lie too high
-    for a rare label. Raises `InputError` where texts and labels differ in number, or a label lacks a class."""
+    Fitted on the source's texts with `source_labels` [N_s, L] and the target's with `observed` [N_t, L]: 1, 0 or NaN,
+    which leaves the text out of that label's fit. Both classes of a label weigh the same, so the scores of a rare label
+    lie too high; their order is what counts. Raises `InputError` where texts and labels differ in number, or a label
+    lacks a class."""
     texts, labels = [*source_texts, *target_texts], np.concatenate([source_labels, observed])
     if (len(source_texts), len(target_texts)) != (len(source_labels), len(observed)):
-        raise InputError(f"{len(source_texts)} source and {len(target_texts)} target texts do not match {len(source_labels)} and "
-                         f"{len(observed)} rows of labels.")
+        raise InputError(f"{len(source_texts)} source and {len(target_texts)} target texts do not match "
+                         f"{len(source_labels)} and {len(observed)} rows of labels.")
     check_both_classes(labels)
     words = TfidfVectorizer(max_features=50_000, sublinear_tf=True, stop_words="english")
     counts, models = words.fit_transform(texts), []

@@ -13,7 +13,7 @@ __all__ = ['IDENTITY', 'METRICS', 'FINISHED', 'PER_METHOD', 'BOUND', 'OURS', 'CL
            'label_means', 'draw_dumbbells', 'plot_labels', 'plot_map_vs_rounded', 'size_row', 'settings_lines',
            'machine_lines', 'check_metrics', 'failed_line', 'intro_section', 'kept', 'signed', 'difference_row',
            'verdict', 'difference_section', 'relative_section', 'plain_table', 'pair_section', 'mean_section',
-           'cost_section', 'picture_section', 'summary', 'check_out', 'new_folder', 'write_report']
+           'cost_section', 'picture_section', 'summary', 'check_out', 'new_folder', 'draw_figures', 'write_report']
 
 # %% ../nbs/15_report.ipynb #15c003
 import json
@@ -38,7 +38,6 @@ IDENTITY = ("pair", "method", "keep", "by", "seed")
 METRICS = {"mAP": "AP", "mAP@0.5": "AP@0.5", "F1": "F1", "F1@0.5": "F1@0.5", "F1_best": "F1_best", "F1_micro": None}  # and its name label by label
 FINISHED = ("settings", "data", "metrics", "labels", "chance", "counts", "seconds", "memory_mb", "versions")
 
-# %% ../nbs/15_report.ipynb #15c021
 def metric_problem(cell):
     "What is wrong with the metrics of a finished cell, or None."
     for name in METRICS:
@@ -49,7 +48,6 @@ def metric_problem(cell):
     lost = [c for c in filter(None, METRICS.values()) if c not in cell["labels"]]
     if lost: return f"labels lack {listing(lost)}"
 
-# %% ../nbs/15_report.ipynb #15c022
 def cell_problem(cell):
     "Why `cell` is no result of `dallmi benchmark`, or None where it is one."
     if not isinstance(cell, dict) or not isinstance(cell.get("cell"), dict): return "it has no part 'cell'"
@@ -58,7 +56,7 @@ def cell_problem(cell):
     if lost: return f"it lacks {listing(lost)}"
     return None if "error" in cell else metric_problem(cell)
 
-# %% ../nbs/15_report.ipynb #15c023
+# %% ../nbs/15_report.ipynb #15c021
 def read_cell(path):
     "The cell in one JSON file, a dict. Raises `InputError` that names the file where it holds no result."
     try: cell = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -68,7 +66,7 @@ def read_cell(path):
     if problem: raise InputError(f"'{path}' is no result of dallmi benchmark: {problem}. Move it elsewhere, or run that cell again.")
     return cell
 
-# %% ../nbs/15_report.ipynb #15c028
+# %% ../nbs/15_report.ipynb #15c026
 def cell_files(folder):
     "The JSON files of `folder`, without its subfolders. Raises `InputError` where there are none."
     if not Path(folder).is_dir(): raise InputError(f"There is no folder '{folder}'; give the one that dallmi benchmark wrote with --out.")
@@ -76,7 +74,6 @@ def cell_files(folder):
     if not paths: raise InputError(f"'{folder}' holds no results (*.json); give the folder that dallmi benchmark wrote with --out.")
     return paths
 
-# %% ../nbs/15_report.ipynb #15c029
 def identity(cell):
     "Pair, method, keep, by and seed of a cell as one sortable tuple; -1 and '' stand for 'does not depend on it'."
     c = cell["cell"]
@@ -90,7 +87,7 @@ def drop_copies(found):
         if found[kept] != cell: raise InputError(f"'{kept}' and '{path}' are results of the same cell and differ; delete one of them.")
     return {path: found[path] for path in first.values()}
 
-# %% ../nbs/15_report.ipynb #15c031
+# %% ../nbs/15_report.ipynb #15c028
 PER_METHOD = re.compile("objective|form|balanced_share|mixup_.*|recipe|lr|head_lr|seed|keep|by|source|target")
 
 def shared_settings(cell):
@@ -98,7 +95,7 @@ def shared_settings(cell):
     own = re.findall(r"(\w+)=", cell["cell"]["method"])
     return {k: v for k, v in cell.get("settings", {}).items() if not PER_METHOD.fullmatch(k) and k not in own}
 
-# %% ../nbs/15_report.ipynb #15c033
+# %% ../nbs/15_report.ipynb #15c030
 def comparable(cell):
     "What other cells must share with `cell`, {(pair or '', what): value}; a failed cell may lack most of it."
     pair, data = cell["cell"]["pair"], {"the data": cell["data"]} if "data" in cell else {}
@@ -115,7 +112,7 @@ def check_together(found):
         what = ", ".join(name for _, name in differ)
         raise InputError(f"'{seen[differ[0]][0]}' and '{path}' differ in {what}; report them apart, or run one again.")
 
-# %% ../nbs/15_report.ipynb #15c034
+# %% ../nbs/15_report.ipynb #15c031
 def load_cells(results):
     """The cells in one folder of results or several, a list of dicts in the order of pair, method, by, keep, seed.
 
@@ -129,7 +126,7 @@ def load_cells(results):
         raise InputError(f"None of the {len(cells)} cells in {listing(folders)} has finished; the first failed with: {cells[0]['error']}")
     return cells
 
-# %% ../nbs/15_report.ipynb #15c039
+# %% ../nbs/15_report.ipynb #15c036
 def cell_row(cell):
     "One row of `cells_frame`. `chance`: mean prevalence of the labels that are scored."
     row = cell["cell"] | {"by": cell["cell"]["by"] or "", "error": cell.get("error", "")}
@@ -142,7 +139,6 @@ def cells_frame(cells):
     frame = pd.DataFrame([cell_row(c) for c in cells])
     return frame.astype({"keep": float} | {m: float for m in METRICS})
 
-# %% ../nbs/15_report.ipynb #15c040
 def labels_frame(cells):
     "One row a finished cell and label: identity, label, chance, and AP, AP@0.5, F1, … in [0, 1], NaN where it cannot be scored."
     rows = []
@@ -152,7 +148,7 @@ def labels_frame(cells):
             rows.append(c["cell"] | {"by": c["cell"]["by"] or "", "label": name, "chance": c["chance"].get(name)} | scores)
     return pd.DataFrame(rows).astype({"keep": float, "chance": float} | {column: float for column in filter(None, METRICS.values())})
 
-# %% ../nbs/15_report.ipynb #15c043
+# %% ../nbs/15_report.ipynb #15c039
 def at(frame, pair, by, keep):
     "The rows of `pair` that hold at an availability: those made there, and those of methods that do not depend on it."
     return frame[(frame["pair"] == pair) & (frame["keep"].isna() | ((frame["by"] == by) & (frame["keep"] == keep)))]
@@ -166,7 +162,7 @@ def availabilities(frame):
     "All (pair, by, keep) of `frame`, in order."
     return [(p, by, keep) for p in sorted(set(frame["pair"])) for by, keeps in keeps_of(frame, p).items() for keep in keeps]
 
-# %% ../nbs/15_report.ipynb #15c046
+# %% ../nbs/15_report.ipynb #15c042
 BOUND, OURS = "supervised", ("dallmi", "anchored")
 
 def is_ours(method, ours=OURS):
@@ -180,14 +176,14 @@ def sort_methods(methods, ours=OURS):
     mine = lambda m: next((i for i, o in enumerate(ours, 1) if m.startswith(o)), 0)
     return sorted(set(methods), key=lambda m: (m == BOUND, mine(m), place(m), m))
 
-# %% ../nbs/15_report.ipynb #15c049
+# %% ../nbs/15_report.ipynb #15c045
 def pivot(frame, pair, by, metric, how="mean", ours=OURS, keeps=None):
     "`how` ('mean', 'std' with n−1, 'count') of `metric` over seeds: methods × `keeps`; NaN where nothing finished."
     keeps = keeps_of(frame, pair).get(by, [np.nan]) if keeps is None else keeps
     table = pd.DataFrame({k: at(frame, pair, by, k).groupby("method")[metric].agg(how) for k in keeps})
     return table.reindex(sort_methods(table.index, ours))
 
-# %% ../nbs/15_report.ipynb #15c051
+# %% ../nbs/15_report.ipynb #15c047
 def percent(keep):
     "Column title for an availability."
     return "any" if np.isnan(keep) else f"{100 * keep:g} %"
@@ -202,7 +198,7 @@ def entry(mean, sd, n, most, best=False):
     value = points(mean) + ("" if pd.isna(sd) else f" ± {points(sd)}")
     return (f"**{value}**" if best else value) + (f" ({n:g})" if n < most else "")
 
-# %% ../nbs/15_report.ipynb #15c053
+# %% ../nbs/15_report.ipynb #15c049
 def best_cells(mean):
     "Where `mean` [methods × keeps] is the highest of its column, leaving out the bound: bool, of the same shape."
     rivals = mean.drop(index=BOUND, errors="ignore")
@@ -218,13 +214,12 @@ def score_table(frame, pair, by, metric, ours=OURS):
     table.loc["chance"] = [points(at(frame, pair, by, k)["chance"].mean()) for k in table]
     return table.rename(columns=percent)
 
-# %% ../nbs/15_report.ipynb #15c054
 def markdown_table(table, corner="method"):
     "A data frame of strings as a Markdown table."
     rows = [[corner, *map(str, table.columns)], ["---"] * (1 + table.shape[1]), *([str(i), *map(str, row)] for i, row in zip(table.index, table.values))]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows)
 
-# %% ../nbs/15_report.ipynb #15c061
+# %% ../nbs/15_report.ipynb #15c055
 def over_pairs(frame, by, metric, ours=OURS):
     "Means over pairs of the pairs' means: methods × keeps, in [0, 1]; NaN where a method lacks one of the pairs."
     pairs, keeps = sorted(set(frame["pair"])), sorted({k for _, how, k in availabilities(frame) if how == by})
@@ -233,7 +228,7 @@ def over_pairs(frame, by, metric, ours=OURS):
     means = methods.mean().where(methods.count() == len(pairs))
     return means.reindex(sort_methods(means.index, ours))
 
-# %% ../nbs/15_report.ipynb #15c064
+# %% ../nbs/15_report.ipynb #15c058
 def paired_scores(labels, one, other, column="AP"):
     "Score of method `one` minus that of `other`: seeds × labels, float; only seeds that both have, NaN where not scored."
     a, b = (labels[labels["method"] == m].pivot(index="seed", columns="label", values=column) for m in (one, other))
@@ -248,7 +243,7 @@ def best_baseline(frame, method, ours=OURS, metric="mAP"):
     means = rivals.groupby("method")[metric].mean().dropna()
     return means.idxmax() if len(means) else None
 
-# %% ../nbs/15_report.ipynb #15c068
+# %% ../nbs/15_report.ipynb #15c062
 def bootstrap_interval(difference, draws=2000, seed=0, level=0.95):
     """Percentile interval (low, high) of the mean of `difference` [S, L], with labels and seeds drawn again together.
 
@@ -268,7 +263,7 @@ def bootstrap_interval(difference, draws=2000, seed=0, level=0.95):
     with np.errstate(invalid="ignore"): drawn = (weight * means).sum(1) / weight.sum(1)
     return tuple(float(q) for q in np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2]))
 
-# %% ../nbs/15_report.ipynb #15c075
+# %% ../nbs/15_report.ipynb #15c069
 def compare(frame, labels, method, ours=OURS, metric="mAP", draws=2000):
     "The row of `differences` for one method at one availability, a dict; None where there is no opponent."
     rival = best_baseline(frame, method, ours, metric)
@@ -293,7 +288,7 @@ def differences(frame, labels, ours=OURS, metric="mAP", draws=2000):
         rows += [{"pair": pair, "by": by, "keep": keep} | row for row in found if row]
     return pd.DataFrame(rows)
 
-# %% ../nbs/15_report.ipynb #15c079
+# %% ../nbs/15_report.ipynb #15c073
 CLAIMS = {"partial": 52.2, "unsupervised": 19.9}  # DALLMi's abstract: mAP gains in percent
 
 def gain(means, method, over):
@@ -318,7 +313,7 @@ def gap_share(means, least=0.01):
     gap = means.loc[BOUND] - means.loc["source"]
     return ((means - means.loc["source"]) / gap.where(gap > least)).drop(index=["source", BOUND])
 
-# %% ../nbs/15_report.ipynb #15c084
+# %% ../nbs/15_report.ipynb #15c077
 def spread_out(values, gap):
     "Positions [N] at least `gap` apart, in the order of `values` [N] and with the least sum of squared moves."
     order, blocks = np.argsort(values, kind="stable"), []
@@ -331,7 +326,7 @@ def spread_out(values, gap):
     out[order] = [total / n for total, n in blocks for _ in range(n)] + gap * np.arange(len(values))
     return out
 
-# %% ../nbs/15_report.ipynb #15c086
+# %% ../nbs/15_report.ipynb #15c079
 FIXED = {"source": "#000000", BOUND: "#000000", "partial": "#d55e00", "unsupervised": "#029e73"}
 MINE, GREY = ("#0173b2", "#cc78bc", "#de8f05", "#56b4e9", "#ca9161"), "#9a9a9a"  # seaborn's colour-blind palette
 
@@ -353,7 +348,7 @@ def panels(titles, width, height, columns=2):
         ax.set_axisbelow(True)
     return fig, axes[:len(titles)]
 
-# %% ../nbs/15_report.ipynb #15c087
+# %% ../nbs/15_report.ipynb #15c080
 def name_ends(ax, ends, colour):
     "Write every method of `ends`, {method: (x, y)}, right of the axes, joined to its line's end by a thin line."
     low, high = ax.get_ylim()
@@ -389,7 +384,7 @@ def plot_availability(frame, ours=OURS):
         name_ends(ax, ends, colour)
     return fig
 
-# %% ../nbs/15_report.ipynb #15c092
+# %% ../nbs/15_report.ipynb #15c085
 def label_means(labels, pair, ours=OURS):
     """Mean AP over seeds of a pair's labels, columns chance, source and our first method at the lowest keep; None if either is missing.
 
@@ -429,7 +424,7 @@ def plot_labels(labels, ours=OURS):
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return fig
 
-# %% ../nbs/15_report.ipynb #15c096
+# %% ../nbs/15_report.ipynb #15c089
 def plot_map_vs_rounded(frame, ours=OURS):
     "mAP@0.5 against mAP, a mark a cell, colour (grey: shape) a method; dotted: chance, what saying nobody gets. A panel a pair. Returns the figure."
     done, methods = frame[frame["mAP"].notna()], sort_methods(frame["method"], ours)
@@ -445,7 +440,7 @@ def plot_map_vs_rounded(frame, ours=OURS):
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return fig
 
-# %% ../nbs/15_report.ipynb #15c100
+# %% ../nbs/15_report.ipynb #15c093
 def size_row(frame):
     "Sizes of one pair, a dict of strings, from its rows of `cells_frame`."
     done = frame[frame["error"] == ""]
@@ -472,7 +467,7 @@ def machine_lines(cells):
     made = pd.Series([", ".join(f"{k} {v}" for k, v in c["versions"].items()) for c in cells if "error" not in c]).value_counts().sort_index()
     return [f"- {n} cells: {what}." for what, n in made.items()]
 
-# %% ../nbs/15_report.ipynb #15c104
+# %% ../nbs/15_report.ipynb #15c097
 SHOWN = ("mAP", "mAP@0.5", "F1", "F1_micro", "F1_best")
 MEANING = {"mAP": "average precision of the scores, mean over labels", "mAP@0.5": "average precision of predictions rounded at 0.5, as the published code reports it",
            "F1": "macro F1, thresholds chosen without negatives", "F1@0.5": "macro F1, threshold 0.5 for every label",
@@ -488,14 +483,16 @@ def check_metrics(metrics):
         raise InputError(f"There is no metric {name!r}{f'; did you mean {lower[near[0]]!r}?' if near else '.'} Known are {', '.join(METRICS)}.")
     return metrics
 
-# %% ../nbs/15_report.ipynb #15c106
-INTRO = """All scores are percentages, mean ± standard deviation (n − 1) over seeds. A number in brackets is that of the seeds where a group has fewer than \
-others of its table; its mean is then not comparable, as seeds decide the test texts. Bold: the best of a column. `supervised` learns from all labels: it is the \
-upper bound, neither a baseline nor ever the best."""
-VERSUS = """Percentage points, on the same texts, labels and seeds. The opponent is the best by the same metric, chosen on these very scores. The interval draws \
-labels and seeds again; three seeds or fewer say little about other seeds, so look at the seeds' range too. It says nothing about other pairs."""
-RELATIVE = """(method − baseline) / baseline in percent, of means over seeds. The paper claims {claims} in mAP; its published code averages the precision of rounded \
-predictions, here mAP@0.5."""
+# %% ../nbs/15_report.ipynb #15c099
+INTRO = """All scores are percentages, mean ± standard deviation (n − 1) over seeds. A number in brackets is \
+that of the seeds where a group has fewer than others of its table; its mean is then not comparable, \
+as seeds decide the test texts. Bold: the best of a column. `supervised` learns from all labels: it \
+is the upper bound, neither a baseline nor ever the best."""
+VERSUS = """Percentage points, on the same texts, labels and seeds. The opponent is the best by the same metric, \
+chosen on these very scores. The interval draws labels and seeds again; three seeds or fewer say \
+little about other seeds, so look at the seeds' range too. It says nothing about other pairs."""
+RELATIVE = """(method − baseline) / baseline in percent, of means over seeds. The paper claims {claims} in mAP; \
+its published code averages the precision of rounded predictions, here mAP@0.5."""
 
 def failed_line(row):
     "One failed cell and why."
@@ -506,20 +503,20 @@ def intro_section(cells, frame):
     "What was run: counts, sizes, settings, machines, failed cells."
     bad = frame[frame["error"] != ""]
     sizes = pd.DataFrame({pair: size_row(rows) for pair, rows in frame.groupby("pair")}).T
-    head = (f"dallmi {cells[0]['version']}: pairs {frame['pair'].nunique()}, methods {frame['method'].nunique()}, "
-            f"cells finished {len(frame) - len(bad)}, failed {len(bad)}.")
+    head = (f"dallmi {cells[0]['version']}. Pairs: {frame['pair'].nunique()}; methods: {frame['method'].nunique()}; "
+            f"cells finished: {len(frame) - len(bad)}; failed: {len(bad)}.")
     failed = ["### Failed cells", "\n".join(map(failed_line, bad.itertuples()))] if len(bad) else []
     facts = "\n".join(settings_lines(cells) + machine_lines(cells))
     return ["# Benchmark report", head, INTRO, "## What was run", markdown_table(sizes, "pair"), facts, *failed]
 
-# %% ../nbs/15_report.ipynb #15c107
+# %% ../nbs/15_report.ipynb #15c100
 def kept(by, keep):
     "How much was kept, and how, in words."
     return f"{percent(keep)} by {by}" if by else "any"
 
 def signed(*values):
     "Figures in [−1, 1] as percentage points with their sign, joined by ' … '."
-    return " … ".join("–" if pd.isna(v) else f"{100 * v:+.1f}" for v in values)
+    return " … ".join("–" if pd.isna(v) else f"{100 * v:+.1f}".replace("-", "−") for v in values)
 
 def difference_row(r):
     "One row of `differences` as strings."
@@ -542,7 +539,7 @@ def difference_section(frame, labels, metrics, ours, draws):
         parts += [f"### {metric}", verdict(table), markdown_table(rows, "pair")]
     return ["## Against the best baseline", VERSUS, *parts] if parts else []
 
-# %% ../nbs/15_report.ipynb #15c108
+# %% ../nbs/15_report.ipynb #15c101
 def relative_section(frame, ours):
     "Relative gains as the paper states them."
     table = relative_gains(frame, ours).dropna(how="all")
@@ -556,8 +553,10 @@ def relative_section(frame, ours):
     return ["## Relative gains", RELATIVE.format(claims=claims), markdown_table(rows, "pair")]
 
 def plain_table(table):
-    "Methods × keeps of figures in [0, 1] as strings."
-    return markdown_table(table.map(points).rename(index=lambda m: f"`{m}`", columns=percent))
+    "Methods × keeps of figures in [0, 1] in percent, the best but for the bound in bold."
+    texts = table.map(points)
+    texts = texts.mask(best_cells(table), "**" + texts + "**")
+    return markdown_table(texts.rename(index=lambda m: f"`{m}`", columns=percent))
 
 def pair_section(frame, pair, metrics, ours):
     "The tables of one pair, for each way of hiding: scores, then the share of the gap."
@@ -569,7 +568,7 @@ def pair_section(frame, pair, metrics, ours):
         if len(share): parts += [f"### {pair}{how}: share of the gap", f"mAP, from `source` (0) to `{BOUND}` (100).", plain_table(share)]
     return [f"## {pair}", *parts]
 
-# %% ../nbs/15_report.ipynb #15c109
+# %% ../nbs/15_report.ipynb #15c102
 def mean_section(frame, metrics, ours):
     "Means over pairs, where there are several."
     if frame["pair"].nunique() < 2: return []
@@ -581,7 +580,7 @@ def mean_section(frame, metrics, ours):
 
 def cost_section(frame, ours):
     "Median seconds and peak memory of a cell."
-    done = frame[frame["error"] == ""].groupby(["method", "pair"])[["seconds", "memory_mb"]].median().unstack()
+    done = frame.groupby(["method", "pair"])[["seconds", "memory_mb"]].median().unstack()
     done = done.reindex(sort_methods(done.index, ours))
     show = lambda v, unit: "–" if pd.isna(v) else f"{v:.0f} {unit}"
     columns = {pair: [f"{show(s, 's')}, {show(mb, 'MB')}" for s, mb in zip(done["seconds", pair], done["memory_mb", pair])] for pair in done["seconds"]}
@@ -591,7 +590,7 @@ def picture_section(names):
     "The pictures that were drawn."
     return ["## Pictures", *(f"![{name}]({name}.png)" for name in names)]
 
-# %% ../nbs/15_report.ipynb #15c110
+# %% ../nbs/15_report.ipynb #15c103
 def summary(frame):
     "One row a pair, method and availability: cells, failed, and of every metric mean and sd over seeds; medians of the costs."
     groups = frame.groupby(["pair", "method", "by", "keep"], dropna=False)
@@ -599,7 +598,7 @@ def summary(frame):
     for m in METRICS: table[f"{m}_mean"], table[f"{m}_sd"] = groups[m].mean(), groups[m].std()
     return table.assign(chance=groups["chance"].mean(), seconds=groups["seconds"].median(), memory_mb=groups["memory_mb"].median()).reset_index()
 
-# %% ../nbs/15_report.ipynb #15c113
+# %% ../nbs/15_report.ipynb #15c106
 FIGURES = ("availability", "labels", "map_vs_rounded")
 FILES = {"report.md", "report.csv", "cells.csv", "labels.csv"} | {f"{name}.png" for name in FIGURES}
 
@@ -623,7 +622,13 @@ def new_folder(out):
     finally:
         for left in (work, old): shutil.rmtree(left, ignore_errors=True)
 
-# %% ../nbs/15_report.ipynb #15c115
+# %% ../nbs/15_report.ipynb #15c108
+def draw_figures(frame, labels, ours):
+    "{name: figure} of the pictures that can be drawn from finished cells."
+    drawn = {"availability": plot_availability(frame, ours), "labels": plot_labels(labels, ours),
+             "map_vs_rounded": plot_map_vs_rounded(frame, ours)}
+    return {name: fig for name, fig in drawn.items() if fig}
+
 def write_report(results, out=None, metrics=SHOWN, ours=OURS, draws=2000):
     """Read one folder of benchmark results or several, write the report into the folder `out`, and return its Markdown text.
 
@@ -636,14 +641,15 @@ def write_report(results, out=None, metrics=SHOWN, ours=OURS, draws=2000):
     folders = [results] if isinstance(results, (str, Path)) else list(results)
     cells = load_cells(folders)
     frame, labels = cells_frame(cells), labels_frame(cells)
-    figures = {"availability": plot_availability(frame, ours), "labels": plot_labels(labels, ours), "map_vs_rounded": plot_map_vs_rounded(frame, ours)}
-    figures = {name: fig for name, fig in figures.items() if fig}
-    parts = [*intro_section(cells, frame), *mean_section(frame, metrics, ours), *difference_section(frame, labels, metrics, ours, draws),
-             *relative_section(frame, ours), *picture_section(figures)]
-    for pair in sorted(set(frame["pair"])): parts += pair_section(frame, pair, metrics, ours)
-    text = "\n\n".join([*parts, *cost_section(frame, ours)]) + "\n"
+    done = frame[frame["error"] == ""]
+    figures = draw_figures(done, labels, ours)
+    parts = [*intro_section(cells, frame), *mean_section(done, metrics, ours),
+             *difference_section(done, labels, metrics, ours, draws), *relative_section(done, ours), *picture_section(figures)]
+    for pair in sorted(set(done["pair"])): parts += pair_section(done, pair, metrics, ours)
+    text = "\n\n".join([*parts, *cost_section(done, ours)]) + "\n"
+    tables = {"report": summary(frame), "cells": frame, "labels": labels}
     with new_folder(Path(out or Path(folders[0]) / "report")) as work:
         (work / "report.md").write_text(text, encoding="utf-8")
-        for name, table in (("report", summary(frame)), ("cells", frame), ("labels", labels)): table.to_csv(work / f"{name}.csv", index=False, float_format="%.6g")
+        for name, table in tables.items(): table.to_csv(work / f"{name}.csv", index=False, float_format="%.6g")
         for name, fig in figures.items(): fig.savefig(work / f"{name}.png")
     return text

@@ -51,37 +51,41 @@ from .training import Collator, DallmiArguments, DallmiTrainer, balanced_loader,
 
 # %% ../nbs/17_speed.ipynb #17c011
 def alternate(sides, reps):
-    "Measure `sides` {name: function that returns a number} in turn, `reps` times each: {name: [numbers]}. The order turns round each time."
+    """Measure `sides` {name: function that returns a number} in turn, `reps` times each: {name: [numbers]}. The order
+    turns round each time."""
     values = {name: [] for name in sides}
     for rep in range(reps):
         for name in list(sides)[::-1 if rep % 2 else 1]: values[name].append(sides[name]())
     return values
 
-# %% ../nbs/17_speed.ipynb #17c012
 def summary(values):
     "The repetitions of a side with their median, smallest and largest."
     return {"values": values, "median": statistics.median(values), "min": min(values), "max": max(values)}
 
 def compare(values, top, bottom):
-    """The ratio of two sides of `alternate`: of their medians, with the smallest and largest of the repetitions' own ratios.
+    """The ratio of two sides of `alternate`: of their medians, with the range of the repetitions' own.
 
-    `values`: {name: [numbers]}, in seconds or bytes; `top`, `bottom`: names. Raises ValueError for sides measured unequally often."""
+    `values`: {name: [numbers]}, in seconds or bytes; `top`, `bottom`: names.
+    Raises ValueError for sides measured unequally often."""
     if len(values[top]) != len(values[bottom]):
-        raise ValueError(f"{top!r} was measured {len(values[top])} times and {bottom!r} {len(values[bottom])} times; alternate the two.")
-    each, sides = [a / b for a, b in zip(values[top], values[bottom])], {name: summary(values[name]) for name in (top, bottom)}
+        raise ValueError(f"{top!r} was measured {len(values[top])} times and {bottom!r} {len(values[bottom])} times; "
+                         "alternate the two.")
+    each = [a / b for a, b in zip(values[top], values[bottom])]
+    sides = {name: summary(values[name]) for name in (top, bottom)}
     ratio = sides[top]["median"] / sides[bottom]["median"]
     return {"ratio": ratio, "lowest": min(each), "highest": max(each), "top": top, "bottom": bottom, "sides": sides}
 
-# %% ../nbs/17_speed.ipynb #17c017
+# %% ../nbs/17_speed.ipynb #17c015
 def clock():
     "Seconds of a clock that only goes forward, read when all work queued on the accelerator is done."
     if torch.accelerator.is_available(): torch.accelerator.synchronize()
     return time.perf_counter()
 
-# %% ../nbs/17_speed.ipynb #17c019
+# %% ../nbs/17_speed.ipynb #17c017
 @dataclass
 class Bench:
-    "What to measure with: repetitions, size, model (folder or name, None: MiniLM), corpus, labels, a folder for scratch, its device."
+    """What to measure with: repetitions, size, model (folder or name, None: MiniLM), corpus, labels, a folder for
+    scratch, its device."""
     reps: int = 5
     quick: bool = False
     model: str = None
@@ -94,26 +98,29 @@ class Bench:
     @property
     def batch(self): return 8 if self.quick else 64
     @property
-    def device(self): return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
+    def device(self): return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
-# %% ../nbs/17_speed.ipynb #17c020
+# %% ../nbs/17_speed.ipynb #17c018
 def made_labels(n, labels, seed=0):
-    "Made-up labels [n, L], float32: an observed positive (1) with probability 0.1 and at least once a label, else unknown (NaN)."
+    """Made-up labels [n, L], float32: an observed positive (1) with probability 0.1 and at least once a label, else
+    unknown (NaN)."""
     out = np.where(np.random.default_rng(seed).random((n, labels)) < 0.1, np.float32(1), np.float32(np.nan))
     out[np.arange(labels) % n, np.arange(labels)] = 1
     return out
 
 def encoder_of(b, labels=None):
-    "Tokenizer and classifier for so many made-up labels, on the accelerator where there is one; the same weights each time."
+    """Tokenizer and classifier for so many made-up labels, on the accelerator where there is one; the same weights each
+    time."""
     set_seed(0)
     tokenizer, model = load_encoder(b.model or default_model(), [f"label {i}" for i in range(labels or b.labels)])
     return tokenizer, model.to(b.device)
 
-# %% ../nbs/17_speed.ipynb #17c021
+# %% ../nbs/17_speed.ipynb #17c019
 def bench_data(b, tokenizer, labels=None, length=None):
     """The corpus' texts as training rows: `input_ids`, made-up `labels` [L] and `anchor` [L], made-up probabilities.
 
-    `length`: cut all texts to so many tokens and leave out shorter ones. Raises `InputError` for a corpus that cannot be used."""
+    `length`: cut all texts to so many tokens and leave out shorter ones.
+    Raises `InputError` for a corpus that cannot be used."""
     texts = load_domain(b.target)["text"][:]
     if b.quick: texts = texts[:200]
     if length: texts = [t for t, ids in zip(texts, tokenizer(texts)["input_ids"]) if len(ids) >= length]
@@ -122,13 +129,15 @@ def bench_data(b, tokenizer, labels=None, length=None):
     ds = tokenize_domain(ds, tokenizer, length or 128)
     return put_column(ds, "anchor", np.random.default_rng(1).random(made.shape).tolist(), ds.features["labels"])
 
-# %% ../nbs/17_speed.ipynb #17c028
+# %% ../nbs/17_speed.ipynb #17c025
 METHOD = ("objective", "form", "balanced_share", "mixup_weight", "mixup_rows")
 
 def arguments(b, recipe, **choices):
-    "Arguments of both sides of a step: a recipe's method, batches of `b.batch` texts, and settings like those of `dallmi adapt`."
+    """Arguments of both sides of a step: a recipe's method, batches of `b.batch` texts, and settings like those of
+    `dallmi adapt`."""
     method = {k: RECIPES[recipe][k] for k in METHOD}
-    usual = dict(output_dir=b.folder, bf16=bf16_pays(b.device), save_strategy="no", logging_steps=10, group_lengths=True, learning_rate=1e-5,
+    usual = dict(output_dir=b.folder, bf16=bf16_pays(b.device), save_strategy="no", logging_steps=10,
+                 group_lengths=True, learning_rate=1e-5,
                  weight_decay=0.01, warmup_steps=0.1, max_steps=1 + b.steps, per_device_train_batch_size=b.batch)
     return DallmiArguments(**usual | method | choices)
 
@@ -137,7 +146,7 @@ def silent(trainer):
     for callback in (PrinterCallback, ProgressCallback): trainer.remove_callback(callback)
     return trainer
 
-# %% ../nbs/17_speed.ipynb #17c029
+# %% ../nbs/17_speed.ipynb #17c026
 def method_side(b, data, recipe, **choices):
     "`DallmiTrainer` with a recipe of `dallmi.config`."
     tokenizer, model = encoder_of(b, label_matrix(data).shape[1])
@@ -145,21 +154,23 @@ def method_side(b, data, recipe, **choices):
 
 class PlainCollator(Collator):
     "What the model itself takes: `input_ids`, `attention_mask` [B, T] and `labels` [B, L]."
-    def __call__(self, rows): return {k: v for k, v in super().__call__(rows).items() if k in ("input_ids", "attention_mask", "labels")}
+    def __call__(self, rows):
+        return {k: v for k, v in super().__call__(rows).items() if k in ("input_ids", "attention_mask", "labels")}
 
 class PlainTrainer(Trainer):
     "`transformers.Trainer` as it is, but for its batches: those of `DallmiTrainer` with the same arguments."
     def get_train_dataloader(self):
-        return balanced_loader(self.train_dataset, self.processing_class, self.args, self._train_batch_size, self.data_collator)
+        return balanced_loader(self.train_dataset, self.processing_class, self.args, self._train_batch_size,
+                               self.data_collator)
 
-# %% ../nbs/17_speed.ipynb #17c030
 def plain_side(b, data, recipe, **choices):
     "`Trainer` with the model's own BCE on the batches of `method_side`, unknown labels being negative."
     tokenizer, model = encoder_of(b, label_matrix(data).shape[1])
     zeros = with_labels(data, np.nan_to_num(label_matrix(data)))
-    return silent(PlainTrainer(model, arguments(b, recipe, **choices), PlainCollator(tokenizer), zeros, processing_class=tokenizer))
+    return silent(PlainTrainer(model, arguments(b, recipe, **choices), PlainCollator(tokenizer), zeros,
+                               processing_class=tokenizer))
 
-# %% ../nbs/17_speed.ipynb #17c036
+# %% ../nbs/17_speed.ipynb #17c031
 class Window(TrainerCallback):
     "Seconds from the end of the first step to the end of the last."
     def on_step_end(self, args, state, control, **kwargs):
@@ -175,31 +186,36 @@ def step_seconds(trainer):
     return window.seconds / (trainer.args.max_steps - 1)
 
 def alternate_steps(b, sides):
-    "{name: [seconds a step]} of `sides` {name: function that returns seconds}, after a run of each that does not count."
+    """{name: [seconds a step]} of `sides` {name: function that returns seconds}, after a run of each that does not
+    count."""
     for measure in sides.values(): measure()
     return alternate(sides, b.reps)
 
-# %% ../nbs/17_speed.ipynb #17c037
+# %% ../nbs/17_speed.ipynb #17c032
 def measure_step(b):
     "DALLMi step / plain BCE step on the same batches, for every recipe."
     data, rows = bench_data(b, encoder_of(b)[0]), {}
     for recipe in RECIPES:
         sides = {"DALLMi": method_side(b, data, recipe), "BCE": plain_side(b, data, recipe)}
-        rows[recipe] = compare(alternate_steps(b, {n: partial(step_seconds, t) for n, t in sides.items()}), "DALLMi", "BCE")
+        values = alternate_steps(b, {name: partial(step_seconds, trainer) for name, trainer in sides.items()})
+        rows[recipe] = compare(values, "DALLMi", "BCE")
     return {"rows": rows}
 
-# %% ../nbs/17_speed.ipynb #17c040
+# %% ../nbs/17_speed.ipynb #17c035
 def published_variation(logits, labels):
-    "Σ over labels of ‖mean_U Φ‖ − ‖Φ(P)‖₂, label by label, from logits and labels [B, L]; DALLMi, Beţianu et al. 2024, arXiv 2405.01883."
+    """Σ over labels of ‖mean_U Φ‖ − ‖Φ(P)‖₂, label by label, from logits and labels [B, L].
+
+    DALLMi, Beţianu et al. 2024, arXiv 2405.01883."""
     phi, total = logits.sigmoid(), 0.0
     for c in range(labels.shape[1]):
         positives, unlabelled = phi[labels[:, c] == 1, c], phi[labels[:, c].isnan(), c]
         if len(positives) and len(unlabelled): total = total + unlabelled.mean() - positives.norm()
     return total
 
-# %% ../nbs/17_speed.ipynb #17c041
+# %% ../nbs/17_speed.ipynb #17c036
 def published_mixup(model, text, pairs):
-    "Σ over labels of (Φ̃ − Φ(x̃))² with a pass for each text that is asked about: 2 a pair. `text`: `input_ids`, `attention_mask` [B, T]."
+    """Σ over labels of (Φ̃ − Φ(x̃))² with a pass for each text that is asked about: 2 a pair. `text`: `input_ids`,
+    `attention_mask` [B, T]."""
     ids, mask, total = text["input_ids"], text["attention_mask"], 0.0
     words = lambda i: model.get_input_embeddings()(ids[i:i + 1]) * mask[i:i + 1, :, None]
     for p, u, c, g, weight in zip(*(column.tolist() for column in pairs)):
@@ -210,11 +226,12 @@ def published_mixup(model, text, pairs):
     return total
 
 def published_loss(model, batch, pairs):
-    "The published loss of a batch, divided by the number of labels, by 1 + 2L passes; DALLMi, Beţianu et al. 2024, arXiv 2405.01883."
+    """The published loss of a batch, divided by the number of labels, by 1 + 2L passes; DALLMi, Beţianu et al. 2024,
+    arXiv 2405.01883."""
     text, labels = {k: batch[k] for k in ("input_ids", "attention_mask")}, batch["labels"]
     return (published_variation(model(**text).logits, labels) + published_mixup(model, text, pairs)) / labels.shape[1]
 
-# %% ../nbs/17_speed.ipynb #17c063
+# %% ../nbs/17_speed.ipynb #17c056
 def published_step(model, optimizer, batch):
     "One float32 step of the published scheme."
     batch = {k: v.to(model.device) for k, v in batch.items()}
@@ -223,18 +240,21 @@ def published_step(model, optimizer, batch):
     optimizer.step()
     optimizer.zero_grad()
 
-# %% ../nbs/17_speed.ipynb #17c064
+# %% ../nbs/17_speed.ipynb #17c057
 def endless(loader):
     "The batches of `loader`, again and again."
     while True: yield from loader
 
 def published_side(b, data, steps=None):
-    "A function that runs the published scheme for a step that does not count and then `steps`; it returns seconds a step."
+    """A function that runs the published scheme for a step that does not count and then `steps`; it returns seconds a
+    step."""
     tokenizer, model = encoder_of(b, label_matrix(data).shape[1])
     optimizer, steps = torch.optim.AdamW(model.parameters(), lr=1e-5), steps or max(1, b.steps // 5)
-    collate = lambda rows: dict(pad_rows(tokenizer, [r["input_ids"] for r in rows], 128), labels=torch.tensor([r["labels"] for r in rows]))
+    collate = lambda rows: dict(pad_rows(tokenizer, [r["input_ids"] for r in rows], 128),
+                                labels=torch.tensor([r["labels"] for r in rows]))
     sampler = BalancedBatchSampler(label_matrix(data), b.batch, b.batch)
-    batches = endless(DataLoader(data.select_columns(["input_ids", "labels"]), batch_sampler=sampler, collate_fn=collate))
+    batches = endless(DataLoader(data.select_columns(["input_ids", "labels"]), batch_sampler=sampler,
+                                 collate_fn=collate))
     def measure():
         published_step(model.train(), optimizer, next(batches))
         start = clock()
@@ -242,7 +262,7 @@ def published_side(b, data, steps=None):
         return (clock() - start) / steps
     return measure
 
-# %% ../nbs/17_speed.ipynb #17c066
+# %% ../nbs/17_speed.ipynb #17c059
 def adaptation_seconds(b, n, values):
     "{side: [seconds]} of the whole adaptation to `n` texts, from the seconds a step (and of scoring the anchors)."
     default = RECIPES["anchored"]
@@ -256,7 +276,7 @@ def per_text(b, values):
     size = RECIPES["anchored"]["batch_size"]
     return {"published": [s / b.batch for s in values["published"]], "ours": [s / size for s in values["anchored"]]}
 
-# %% ../nbs/17_speed.ipynb #17c068
+# %% ../nbs/17_speed.ipynb #17c061
 def scoring_side(b, data):
     "A function that scores all texts once, as for the anchors; it returns seconds."
     tokenizer, model = encoder_of(b)
@@ -271,15 +291,18 @@ def measure_published(b):
     data = bench_data(b, encoder_of(b)[0])
     sizes = {"published": b.batch, "log": b.batch, "anchored": RECIPES["anchored"]["batch_size"]}
     trainers = {r: method_side(b, data, r, per_device_train_batch_size=n) for r, n in sizes.items()}
-    sides = {"ours, published": partial(step_seconds, trainers["published"]), "log": partial(step_seconds, trainers["log"]),
-             "anchored": partial(step_seconds, trainers["anchored"]), "published": published_side(b, data), "anchors": scoring_side(b, data)}
+    sides = {"ours, published": partial(step_seconds, trainers["published"]),
+             "log": partial(step_seconds, trainers["log"]),
+             "anchored": partial(step_seconds, trainers["anchored"]), "published": published_side(b, data),
+             "anchors": scoring_side(b, data)}
     values = alternate_steps(b, sides)
-    rows = {"a step, same objective": compare(values, "published", "ours, published"), "a step, log": compare(values, "published", "log"),
+    rows = {"a step, same objective": compare(values, "published", "ours, published"),
+            "a step, log": compare(values, "published", "log"),
             "a text, anchored": compare(per_text(b, values), "published", "ours"),
             "the adaptation, anchored": compare(adaptation_seconds(b, len(data), values), "published", "ours")}
     return {"rows": rows, "texts": len(data)}
 
-# %% ../nbs/17_speed.ipynb #17c071
+# %% ../nbs/17_speed.ipynb #17c064
 def measure_labels(b, counts=(10, 30, 100, 300, 1000), most=100):
     "Step with 1000 labels / with 10, capped mixed rows; and the curves of both schemes over the number of labels."
     counts, tokenizer = counts[:2] if b.quick else counts, encoder_of(b)[0]
@@ -292,7 +315,7 @@ def measure_labels(b, counts=(10, 30, 100, 300, 1000), most=100):
               "published": {n: summary(values[f"published, L = {n}"]) for n in counts if n <= most}}
     return {"rows": {f"{counts[-1]} labels / {counts[0]}": compare(values, ends[-1], ends[0])}, "curves": curves}
 
-# %% ../nbs/17_speed.ipynb #17c074
+# %% ../nbs/17_speed.ipynb #17c067
 def reset_peak():
     "Set the high-water mark of this process's memory back to what it uses now, where the system allows it."
     if torch.cuda.is_available(): return torch.cuda.reset_peak_memory_stats()
@@ -307,7 +330,7 @@ def memory_in_use():
         from resource import RUSAGE_SELF, getrusage
         return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-# %% ../nbs/17_speed.ipynb #17c076
+# %% ../nbs/17_speed.ipynb #17c069
 class BeforeSteps(TrainerCallback):
     "Resets the high-water mark when a training begins, and notes it."
     def on_train_begin(self, args, state, control, **kwargs):
@@ -322,12 +345,15 @@ def peak_bytes(b, side, recipe):
     with quiet_transformers(): trainer.train()
     return memory_in_use() - before.bytes
 
-# %% ../nbs/17_speed.ipynb #17c077
-PROBE = "import json, sys; from dallmi.speed import Bench, peak_bytes; b = json.loads(sys.argv[1]); print(peak_bytes(Bench(**b), *sys.argv[2:]))"
+# %% ../nbs/17_speed.ipynb #17c070
+PROBE = """import json, sys
+from dallmi.speed import Bench, peak_bytes
+print(peak_bytes(Bench(**json.loads(sys.argv[1])), *sys.argv[2:]))"""
 
 def peak_elsewhere(b, side, recipe):
     "`peak_bytes` in a process of its own."
-    done = subprocess.run([sys.executable, "-c", PROBE, json.dumps(asdict(b)), side, recipe], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PROBE, json.dumps(asdict(b)), side, recipe], capture_output=True,
+                          text=True)
     if done.returncode: raise RuntimeError(f"The memory of {side} could not be measured: {done.stderr.strip()[-300:]}")
     return int(done.stdout.split()[-1])
 
@@ -339,7 +365,7 @@ def measure_memory(b):
         rows[recipe] = compare(values, *sides)
     return {"rows": rows, "unit": "bytes"}
 
-# %% ../nbs/17_speed.ipynb #17c080
+# %% ../nbs/17_speed.ipynb #17c073
 def sentences(texts, n, seed=0):
     "`n` sentences cut from `texts`, shuffled; each comes again only when all have come."
     found = [s for text in texts for s in re.split(r"(?<=[.!?])\s+", text) if s.strip()]
@@ -351,7 +377,7 @@ def pipeline_scores(classify, texts, names):
     found = [{r["label"]: r["score"] for r in row} for row in classify(texts, truncation=True, max_length=128)]
     return np.array([[row[name] for name in names] for row in found], dtype=np.float32)
 
-# %% ../nbs/17_speed.ipynb #17c083
+# %% ../nbs/17_speed.ipynb #17c075
 def timed(f):
     "Seconds that `f()` takes."
     start = clock()
@@ -361,15 +387,18 @@ def timed(f):
 def measure_predict(b):
     "A pipeline over 10,000 short texts (with `quick` 300) / `score_texts` over the same."
     tokenizer, model = encoder_of(b)
-    texts, names = sentences(load_domain(b.target)["text"][:], 300 if b.quick else 10_000), list(model.config.id2label.values())
+    texts = sentences(load_domain(b.target)["text"][:], 300 if b.quick else 10_000)
+    names = list(model.config.id2label.values())
     with quiet_transformers():
         classify = pipeline("text-classification", model=model.eval(), tokenizer=tokenizer, batch_size=64, top_k=None)
-        sides = {"pipeline": partial(pipeline_scores, classify, texts, names), "score_texts": partial(score_texts, model, tokenizer, texts)}
+        sides = {"pipeline": partial(pipeline_scores, classify, texts, names),
+                 "score_texts": partial(score_texts, model, tokenizer, texts)}
         values = alternate_steps(b, {name: partial(timed, scores) for name, scores in sides.items()})
     return {"rows": {"pipeline / score_texts": compare(values, "pipeline", "score_texts")}, "texts": len(texts)}
 
-# %% ../nbs/17_speed.ipynb #17c085
-STARTS = {"python": ["-c", "pass"], "import dallmi": ["-c", "import dallmi"], "dallmi --help": ["-m", "dallmi.cli", "--help"]}
+# %% ../nbs/17_speed.ipynb #17c077
+STARTS = {"python": ["-c", "pass"], "import dallmi": ["-c", "import dallmi"],
+          "dallmi --help": ["-m", "dallmi.cli", "--help"]}
 
 def start(name):
     "Run one of `STARTS` in a fresh process."
@@ -378,19 +407,21 @@ def start(name):
 def loads_torch(name):
     "Whether one of `STARTS` imports torch."
     kind, *what = STARTS[name]
-    code = f"try: runpy.run_module({what[0]!r}, run_name='__main__')\nexcept SystemExit: pass" if kind == "-m" else what[0]
-    code = f"import runpy, sys\nsys.argv = {['dallmi', *what[1:]]!r}\n{code}\nsys.stderr.write(str('torch' in sys.modules))"
+    run = f"try: runpy.run_module({what[0]!r}, run_name='__main__')\nexcept SystemExit: pass"
+    code = "\n".join([f"import runpy, sys\nsys.argv = {['dallmi', *what[1:]]!r}", run if kind == "-m" else what[0],
+                      "sys.stderr.write(str('torch' in sys.modules))"])
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     return done.stderr.endswith("True")
 
-# %% ../nbs/17_speed.ipynb #17c086
 def measure_startup(b):
-    "Seconds from a fresh process to `import dallmi` and to `dallmi --help`, as ratios to a process that does nothing; whether torch was loaded."
+    """Seconds from a fresh process to `import dallmi` and to `dallmi --help`, as ratios to a process that does nothing;
+    whether torch was loaded."""
     values = alternate_steps(b, {name: partial(timed, partial(start, name)) for name in STARTS})
-    rows = {name: compare(values, name, "python") | {"judged": statistics.median(values[name])} for name in list(STARTS)[1:]}
+    rows = {name: compare(values, name, "python") | {"judged": statistics.median(values[name])}
+            for name in list(STARTS)[1:]}
     return {"rows": rows, "torch": {name: loads_torch(name) for name in rows}}
 
-# %% ../nbs/17_speed.ipynb #17c089
+# %% ../nbs/17_speed.ipynb #17c080
 PARTS = ("batch", "forward", "backward", "clip", "optimizer", "rest")
 
 class Parts(TrainerCallback):
@@ -410,7 +441,7 @@ class Parts(TrainerCallback):
         self.mark("rest")
         if state.global_step == 1: self.seconds = {}
 
-# %% ../nbs/17_speed.ipynb #17c090
+# %% ../nbs/17_speed.ipynb #17c081
 def marked(trainer, parts):
     "`trainer`, marking in `parts` the end of its forward and its backward passes too."
     def after(f, part):
@@ -419,7 +450,8 @@ def marked(trainer, parts):
             parts.mark(part)
             return out
         return run
-    trainer.compute_loss, trainer.training_step = after(trainer.compute_loss, "forward"), after(trainer.training_step, "backward")
+    trainer.compute_loss = after(trainer.compute_loss, "forward")
+    trainer.training_step = after(trainer.training_step, "backward")
     trainer.add_callback(parts)
     return trainer
 
@@ -429,7 +461,7 @@ def part_seconds(trainer, parts):
     with quiet_transformers(): trainer.train()
     return {p: parts.seconds[p] / (trainer.args.max_steps - 1) for p in PARTS}
 
-# %% ../nbs/17_speed.ipynb #17c095
+# %% ../nbs/17_speed.ipynb #17c086
 class Profiled(TrainerCallback):
     "Profiles the second step in `profile`."
     def __init__(self):
@@ -449,11 +481,12 @@ def top_operators(trainer, most=8):
     events = sorted(watch.profile.key_averages(), key=cost, reverse=True)
     return [[e.key, cost(e) / sum(map(cost, events)), e.count] for e in events[:most]]
 
-# %% ../nbs/17_speed.ipynb #17c097
+# %% ../nbs/17_speed.ipynb #17c088
 def measure_profile(b):
     "A step with MixUp / the same without; parts of both and of a plain BCE step; the most expensive operators."
     data, recipe = bench_data(b, encoder_of(b)[0]), "anchored"
-    trainers = {"BCE": plain_side(b, data, recipe), "DALLMi without MixUp": method_side(b, data, recipe, mixup_weight=0.0),
+    trainers = {"BCE": plain_side(b, data, recipe),
+                "DALLMi without MixUp": method_side(b, data, recipe, mixup_weight=0.0),
                 "DALLMi": method_side(b, data, recipe)}
     watches = {name: Parts() for name in trainers}
     for name, trainer in trainers.items(): marked(trainer, watches[name])
@@ -463,7 +496,7 @@ def measure_profile(b):
     return {"rows": {"with / without MixUp": compare(values, "DALLMi", "DALLMi without MixUp")}, "parts": parts,
             "operators": top_operators(method_side(b, data, recipe))}
 
-# %% ../nbs/17_speed.ipynb #17c099
+# %% ../nbs/17_speed.ipynb #17c090
 def step_operations(model, rows, tokens):
     "Floating-point operations of a forward and backward pass of an encoder over `rows` texts of `tokens` tokens."
     inside = sum(p.numel() for n, p in model.base_model.encoder.named_parameters())
@@ -477,11 +510,12 @@ def matmul_peak(device, n=8192, times=20):
     run()
     return 2 * n**3 * times / timed(run)
 
-# %% ../nbs/17_speed.ipynb #17c103
+# %% ../nbs/17_speed.ipynb #17c093
 def base_folder(b):
     "A folder with a BERT of the base size, random weights, MiniLM's tokenizer."
     tokenizer, path = AutoTokenizer.from_pretrained(default_model()), Path(b.folder) / "bert-base-random"
-    with quiet_transformers(): BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer))).save_pretrained(path)
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer)))
+    with quiet_transformers(): model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
 
@@ -494,21 +528,24 @@ def long_rows(b, tokenizer, n=2048, length=128):
     ds = ds.select(np.arange(n) % len(ds))
     return put_column(ds, "input_ids", rows, ds.features["input_ids"])
 
-# %% ../nbs/17_speed.ipynb #17c105
+# %% ../nbs/17_speed.ipynb #17c095
 def measure_gpu(b):
-    "Share of the measured bfloat16 peak that a step reaches: BERT of the base size, 256 texts of 128 tokens, default recipe. CUDA only."
+    """Share of the measured bfloat16 peak that a step reaches: BERT of the base size, 256 texts of 128 tokens, default
+    recipe. CUDA only."""
     if not torch.cuda.is_available(): return {"skipped": "there is no CUDA device here"}
     b = Bench(**{**asdict(b), "model": base_folder(b)})
     data, rows = long_rows(b, encoder_of(b)[0]), 256 + RECIPES["anchored"]["mixup_rows"]
     trainer = method_side(b, data, "anchored", per_device_train_batch_size=256)
     work = step_operations(trainer.model, rows, 128)
     sides = {"step": lambda: work / step_seconds(trainer), "matrix product": partial(matmul_peak, b.device)}
-    return {"rows": {"step / matrix product": compare(alternate_steps(b, sides), "step", "matrix product")}, "unit": "operations a second"}
+    return {"rows": {"step / matrix product": compare(alternate_steps(b, sides), "step", "matrix product")},
+            "unit": "operations a second"}
 
-# %% ../nbs/17_speed.ipynb #17c107
+# %% ../nbs/17_speed.ipynb #17c097
 FIGURES = {"step": measure_step, "published": measure_published, "labels": measure_labels, "memory": measure_memory,
            "predict": measure_predict, "startup": measure_startup, "profile": measure_profile, "gpu": measure_gpu}
-REACH = {"step": ("≤", 1.25), "published": ("≥", 4), "labels": ("≤", 1.3), "memory": ("≤", 1.35), "predict": ("≥", 2), "startup": ("≤", 1.5)}
+REACH = {"step": ("≤", 1.25), "published": ("≥", 4), "labels": ("≤", 1.3), "memory": ("≤", 1.35), "predict": ("≥", 2),
+         "startup": ("≤", 1.5)}
 
 def reach_of(figure):
     "The reach of a figure here, (sign, number) or None; the published scheme's is 10 on a GPU."
@@ -523,12 +560,13 @@ def choose(only=None):
         raise InputError(f"There is no figure {name!r}; did you mean {nearest!r}? There are {', '.join(FIGURES)}.")
     return names
 
-# %% ../nbs/17_speed.ipynb #17c109
+# %% ../nbs/17_speed.ipynb #17c099
 def machine():
     "Processor, its logical cores, the threads torch uses, the GPU's name."
     try: lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError: lines = []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+                platform.processor() or platform.machine())
     return {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.system(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
@@ -537,10 +575,11 @@ def record(figure, b, command):
     began = time.perf_counter()
     found = {"reach": reach_of(figure), "unit": "s"} | FIGURES[figure](b)
     took = round(time.perf_counter() - began, 1)
-    return found | {"quick": b.quick, "command": command, "settings": asdict(b) | {"folder": None}, "bf16": bf16_pays(b.device),
+    return found | {"quick": b.quick, "command": command, "settings": asdict(b) | {"folder": None},
+                    "bf16": bf16_pays(b.device),
                     "versions": versions(), "machine": machine(), "took": took}
 
-# %% ../nbs/17_speed.ipynb #17c110
+# %% ../nbs/17_speed.ipynb #17c100
 def read_results(path):
     "{figure: record} in a file, {} where there is none. Raises `InputError` for a file of something else."
     if not Path(path).exists(): return {}
@@ -556,7 +595,7 @@ def write_results(path, results):
     partial_file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial_file, path)
 
-# %% ../nbs/17_speed.ipynb #17c112
+# %% ../nbs/17_speed.ipynb #17c102
 def amount(value, unit):
     "A median with its unit, three digits: '0.912 s', '412 MB'."
     if unit == "bytes": return f"{value / 1e6:.3g} MB" if value < 1e9 else f"{value / 1e9:.3g} GB"
@@ -574,15 +613,18 @@ def table_rows(results):
     for figure, r in results.items():
         if "skipped" in r: yield {"figure": figure, "row": f"skipped: {r['skipped']}"}
         for name, row in r.get("rows", {}).items():
-            sides = [f"{side} {amount(row['sides'][side]['median'], r['unit'])}" for side in (row["top"], row["bottom"])]
-            yield {"figure": figure, "row": name, "ratio": f"{row['ratio']:.3g}", "range": f"{row['lowest']:.3g} to {row['highest']:.3g}",
+            sides = [f"{side} {amount(row['sides'][side]['median'], r['unit'])}"
+                     for side in (row["top"], row["bottom"])]
+            yield {"figure": figure, "row": name, "ratio": f"{row['ratio']:.3g}",
+                   "range": f"{row['lowest']:.3g} to {row['highest']:.3g}",
                    "medians": " / ".join(sides), "reach": verdict(row, r["reach"])}
 
-# %% ../nbs/17_speed.ipynb #17c115
+# %% ../nbs/17_speed.ipynb #17c104
 def print_rows(figure, result):
     "The table's rows of one figure, as text."
     keys = {"figure": 10, "row": 26, "ratio": 6, "range": 14, "reach": 18, "medians": 0}
-    for row in table_rows({figure: result}): print("  ".join(f"{row.get(k, ''):<{w}}" for k, w in keys.items()).rstrip(), flush=True)
+    for row in table_rows({figure: result}):
+        print("  ".join(f"{row.get(k, ''):<{width}}" for k, width in keys.items()).rstrip(), flush=True)
 
 def measure(b, figures, out, command):
     "Measure `figures` one after the other, writing `out` and printing after each. Returns all results in the file."
@@ -594,17 +636,23 @@ def measure(b, figures, out, command):
         print_rows(figure, results[figure])
     return results
 
-# %% ../nbs/17_speed.ipynb #17c116
+# %% ../nbs/17_speed.ipynb #17c105
 def build_parser():
     "The parser of `python -m dallmi.speed`."
-    parser = argparse.ArgumentParser("python -m dallmi.speed", description="Measure what adaptation costs, against the plain version of each part.")
-    parser.add_argument("--only", metavar="NAMES", help=f"figures to measure, separated by commas (default: all of {', '.join(FIGURES)})")
-    parser.add_argument("--reps", type=int, default=5, metavar="N", help="repetitions of each side (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one small repetition of each: shows that it runs, measures nothing")
+    parser = argparse.ArgumentParser("python -m dallmi.speed",
+                                     description="Measure what adaptation costs, each part against its plain version.")
+    parser.add_argument("--only", metavar="NAMES",
+                        help=f"figures to measure, separated by commas (default: all of {', '.join(FIGURES)})")
+    parser.add_argument("--reps", type=int, default=5, metavar="N",
+                        help="repetitions of each side (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true",
+                        help="one small repetition of each: shows that it runs, measures nothing")
     parser.add_argument("--model", metavar="NAME", help="folder or hub name of an encoder (default: MiniLM)")
-    parser.add_argument("--target", default="films:target", metavar="FILE", help="corpus whose texts are used (default: %(default)s)")
+    parser.add_argument("--target", default="films:target", metavar="FILE",
+                        help="corpus whose texts are used (default: %(default)s)")
     parser.add_argument("--labels", type=int, default=14, metavar="L", help="made-up labels (default: %(default)s)")
-    parser.add_argument("--out", default="speed.json", metavar="FILE", help="where to write, after every figure (default: %(default)s)")
+    parser.add_argument("--out", default="speed.json", metavar="FILE",
+                        help="where to write, after every figure (default: %(default)s)")
     return parser
 
 def main(argv=None):
@@ -612,7 +660,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
     try:
-        if args.reps < 5: raise InputError(f"--reps {args.reps} is too few for a median that means something; give 5 or more (or --quick).")
+        if args.reps < 5: raise InputError(f"--reps {args.reps} is too few for a median; give 5 or more (or --quick).")
         if args.labels < 2: raise InputError(f"--labels {args.labels} is too few; give 2 or more.")
         figures, command = choose(args.only), " ".join(["python -m dallmi.speed", *argv])
         with tempfile.TemporaryDirectory() as folder:
@@ -620,5 +668,5 @@ def main(argv=None):
             measure(b, figures, args.out, command)
     except InputError as e: fail(e)
 
-# %% ../nbs/17_speed.ipynb #17c117
+# %% ../nbs/17_speed.ipynb #17c106
 if __name__ == "__main__" and "IPython" not in sys.modules: main()
