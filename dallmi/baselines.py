@@ -88,7 +88,7 @@ def pu_risk(logits, labels, drawn, prior, hidden, scale=1.0):
     The part of the trusted negatives in R_D⁻ stays outside the maximum. A label without a positive in the batch, or
     without a drawn row, contributes that part alone."""
     positive, as_negative = labels == 1, F.softplus(logits)
-    plus, minus = mean_where(F.softplus(-logits), positive), mean_where(as_negative, positive)
+    plus, minus = mean_where(F.softplus(-logits), positive), mean_where(F.softplus(logits), positive)
     trusted = mean_where(torch.where(labels == 0, as_negative, 0.), drawn)
     rest = mean_where(as_negative, drawn) - trusted
     risk = prior * plus + scale * trusted + (scale * (rest - hidden * minus)).clamp(min=0)
@@ -114,8 +114,8 @@ def spu_loss(logits, labels, prior, observed, uniform=None):
 
     π R_P⁺ + max(0, (1−π)/(1−π_u) (R_U⁻ − π_u R_P⁻)) with π_u = (π − π_l)/(1 − π_l), no less than 0. `logits`, `labels`:
     [B, L], labels 1, 0 or NaN. `prior`: π; `observed`: π_l, the share of all texts with an observed positive; a number
-    or [L] each. `uniform`: bool [B], default all; U are the texts of these rows without an observed positive. Trusted negatives
-    and labels without a positive as in `nnpu_loss`. Summed over labels; a scalar, float32 or wider.
+    or [L] each. `uniform`: bool [B], default all; U are the texts of these rows without an observed positive. Trusted
+    negatives and labels without a positive as in `nnpu_loss`. Summed over labels; a scalar, float32 or wider.
     Raises ValueError for shapes that do not fit."""
     check_shapes(logits, labels)
     logits = full_precision(logits)
