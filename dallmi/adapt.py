@@ -35,7 +35,7 @@ from .data import InputError, as_unlabelled, check_disjoint, check_positives, la
 from .data import match_labels, split_domain, tokenize_domain, with_labels
 from .inference import bf16_pays, quiet_transformers, save_classifier, score_tokens
 from .masking import mask_labels
-from .metrics import chance_map, count_thresholds, evaluate_scores
+from .metrics import chance_map, expected_f1_thresholds, evaluate_scores
 from .mixup import check_model
 from .long_runs import Progress, last_checkpoint
 from .training import HUB_DEFAULT, DallmiArguments, DallmiTrainer, default_model, load_encoder, start_at_prior
@@ -248,8 +248,8 @@ Fine-tuned on {source} labelled texts of a source domain, then adapted to a targ
 
 {measured}
 
-Scores are sigmoid outputs, one a label. `config.json` holds a threshold a label under `thresholds`, chosen without any negatives: as many target
-texts lie above it as the scores sum up to.
+Scores are sigmoid outputs, one a label. `config.json` holds a threshold a label under `thresholds`, chosen without any negatives: the one with the
+highest F1 that the scores on the target texts lead to expect.
 """
 
 # %% ../nbs/10_adapt.ipynb #10c062
@@ -324,7 +324,7 @@ def adapt(s, out="dallmi-adapted", overwrite=False):
                "observed": dict(zip(names, (seen == 1).sum(0).tolist())), "seconds": round(time.time() - began, 1), "versions": versions()}
     if is_main():
         model.load_state_dict(load_file(work / "weights" / "model.safetensors"))
-        write_results(work, out, s, model, tokenizer, results, chance, count_thresholds(done["dallmi"]["target"]))
+        write_results(work, out, s, model, tokenizer, results, chance, expected_f1_thresholds(done["dallmi"]["target"]))
     barrier()
     return results
 

@@ -87,8 +87,9 @@ def pu_risk(logits, labels, drawn, prior, hidden, scale=1.0):
 
     The part of the trusted negatives in R_D⁻ stays outside the maximum. A label without a positive in the batch, or
     without a drawn row, contributes that part alone."""
-    positive, as_negative = labels == 1, F.softplus(logits)
+    positive = labels == 1
     plus, minus = mean_where(F.softplus(-logits), positive), mean_where(F.softplus(logits), positive)
+    as_negative = F.softplus(logits)
     trusted = mean_where(torch.where(labels == 0, as_negative, 0.), drawn)
     rest = mean_where(as_negative, drawn) - trusted
     risk = prior * plus + scale * trusted + (scale * (rest - hidden * minus)).clamp(min=0)

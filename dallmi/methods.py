@@ -27,7 +27,7 @@ from .data import InputError, label_matrix, label_names, tokenize_domain, with_l
 from .inference import score_tokens
 from .losses import variation_loss
 from .masking import mask_labels
-from .metrics import count_thresholds, known_f1, per_label_ap, scored_labels
+from .metrics import expected_f1_thresholds, known_f1, per_label_ap, scored_labels
 
 # %% ../nbs/13b_methods.ipynb #13c009
 METHOD_FIELDS = ("objective", "form", "balanced_share", "mixup_weight", "mixup_rows")
@@ -195,7 +195,7 @@ def run_method(name, s, rates=()):
     seen = mask_labels(label_matrix(target), s.keep, s.by, s.seed, s.trust_negatives)
     if name == "tfidf": target_phi, phi, seconds = word_scores(source, target, test, seen)
     else: target_phi, phi, seconds, rate = neural_scores(name, s, source, target, test, seen, rates)
-    metrics, labels = measure(phi, truth, names, count_thresholds(target_phi))
+    metrics, labels = measure(phi, truth, names, expected_f1_thresholds(target_phi))
     counts = dict(source=len(source), target=len(target), test=len(test), observed=int((seen == 1).sum()))
     chosen = {"chosen_lr": rate} if name != "tfidf" and len(rates) > 1 else {}
     return {"metrics": metrics, "labels": labels, "chance": prevalences(truth, names), "counts": counts, "seconds": round(seconds, 2),

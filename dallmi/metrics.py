@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['scored_labels', 'per_label_ap', 'require_scored', 'chance_map', 'known_f1', 'check_scores', 'warn_left_out',
-           'evaluate_scores', 'halfway', 'pu_threshold', 'pu_thresholds', 'count_thresholds']
+           'evaluate_scores', 'halfway', 'pu_threshold', 'pu_thresholds', 'expected_f1_threshold',
+           'expected_f1_thresholds']
 
 # %% ../nbs/06_metrics.ipynb #06c003
 import warnings
@@ -131,12 +132,21 @@ def pu_thresholds(scores, observed, min_recall=0.0):
     return np.array([pu_threshold(s, y, min_recall) if y.any() else 0.5 for s, y in zip(scores.T, positive.T)])
 
 # %% ../nbs/06_metrics.ipynb #06c060
-def count_thresholds(scores):
-    """Thresholds, float64 [L], from probabilities `scores` [N, L] alone: as many texts score above as the scores sum up to.
+def expected_f1_threshold(scores):
+    "The cut of one label with the highest expected F1, halfway to the next score below it. `scores`: float64 [N]."
+    values, counts = np.unique(scores, return_counts=True)
+    above, hits = counts[::-1].cumsum(), (values * counts)[::-1].cumsum()  # texts and expected positives, highest value first
+    best = len(values) - 1 - np.argmax(2 * hits / np.maximum(above + hits[-1], 1e-300))
+    return halfway(values[best - 1], values[best]) if best else np.nextafter(values[0], -np.inf)
 
-    For scores that are calibrated on average (the anchored objective's are near it); any squeeze of the scale that
-    changes their sum moves the cut. Raises ValueError for scores that are not [N, L] or outside [0, 1]."""
+# %% ../nbs/06_metrics.ipynb #06c061
+def expected_f1_thresholds(scores):
+    """Thresholds, float64 [L], from probabilities `scores` [N, L] alone: each has the highest expected F1 of its label.
+
+    Lipton et al. 2014, arXiv 1402.1892. For scores that are calibrated on average (those of the source model and of the
+    anchored objective are near it); any squeeze of the scale moves the cut. Raises ValueError for scores that are not
+    [N, L] or outside [0, 1]."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or not len(scores) or not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError(f"scores {scores.shape} must be probabilities of the shape [N, L], with one text at least.")
-    return np.array([np.quantile(column, 1 - column.mean()) for column in scores.T])
+    return np.array([expected_f1_threshold(column) for column in scores.T])
