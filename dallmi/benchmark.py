@@ -136,7 +136,7 @@ def sentence(error):
 def die_with_parent():
     "End this process when standard input ends."
     def watch():
-        sys.stdin.buffer.read()
+        while os.read(0, 4096): pass
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
