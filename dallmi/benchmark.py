@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACES_OF_FILES', 'QUICK', 'Cell', 'Grid', 'check_pair', 'configuration', 'cell_file', 'write_json', 'sentence',
-           'die_with_parent', 'work', 'child_main', 'start_child', 'is_done', 'time_left', 'Run', 'check_folder',
-           'benchmark']
+           'die_with_parent', 'work', 'child_main', 'start_child', 'is_done', 'mean_of', 'guess', 'time_left', 'Run',
+           'check_folder', 'benchmark']
 
 # %% ../nbs/14_benchmark.ipynb #14c003
 import json
@@ -31,7 +31,7 @@ from .config import Settings
 from .data import InputError, check_disjoint, label_matrix, label_names
 from .long_runs import in_words
 from .methods import METHODS, NO_AVAILABILITY, nearest, parse_method, run_method
-from .report import check_together, read_cell
+from .results import check_together, read_cell
 from .training import TrainingDiverged
 
 # %% ../nbs/14_benchmark.ipynb #14c009
@@ -64,12 +64,15 @@ class Grid:
     def __post_init__(self):
         for name in ("pairs", "methods", "keep", "by", "seeds", "lr"):
             if not getattr(self, name): raise InputError(f"The grid has no {name}; give at least one.")
-        try: [self.cell_settings(c) for c in self.cells()]
+        own = [m for m in self.methods if "lr" in m.partition(":")[2]]
+        if own and len(self.lr) > 1: raise InputError(f"{own[0]!r} names its rate, so it cannot choose one of several --lr; drop one of the two.")
+        try: [self.cell_settings(c, rate) for c in self.cells() for rate in self.lr]
         except ValueError as e: raise InputError(str(e)) from None
 
     def cells(self):
         "The cells, each once: methods without an availability have one a seed."
-        grid = [Cell(p, m, None if m in NO_AVAILABILITY else k, None if m in NO_AVAILABILITY else b, s)
+        fixed = {m: parse_method(m)[0] in NO_AVAILABILITY for m in self.methods}
+        grid = [Cell(p, m, None if fixed[m] else k, None if fixed[m] else b, s)
                 for s in self.seeds for b in self.by for k in self.keep for p in self.pairs for m in self.methods]
         return list(dict.fromkeys(grid))
 
@@ -78,10 +81,10 @@ class Grid:
         if pair == "films": return "films:source", "films:target"
         return tuple(str(Path(self.data_dir) / pair / f"{part}.csv") for part in ("source", "target"))
 
-    def cell_settings(self, cell):
-        "The `Settings` of a cell. The budget is the grid's, unless the method's own text changes it."
+    def cell_settings(self, cell, rate=None):
+        "The `Settings` of a cell, at the first learning rate or at `rate`. The budget is the grid's, unless the method's own text changes it."
         source, target = self.files(cell.pair)
-        budget = dict(batch_size=16, epochs=3, lr=self.lr[0])
+        budget = dict(batch_size=16, epochs=3, lr=rate or self.lr[0])
         return Settings(source=source, target=target, keep=1.0 if cell.keep is None else cell.keep, by=cell.by or "label", seed=cell.seed,
                         **{**budget, **self.settings, **parse_method(cell.method)[1]})
 
@@ -142,14 +145,15 @@ def die_with_parent():
 
 # %% ../nbs/14_benchmark.ipynb #14c023
 def work(job):
-    "What a child does with a job: {'settings', 'config', 'path', 'rates'}; without a path it only makes sure that the source model is there."
+    "What a child does with a job: {'settings', 'config', 'path', 'rates', 'began'}; without a path it only makes sure that the source model is there."
     s = Settings(**job["settings"])
     if not job["path"]:
         source_model(replace(s, seed=0), load_all(s)[0])
         return
+    began = job["began"]
     try: result = run_method(parse_method(job["config"]["cell"]["method"])[0], s, job["rates"])
     except Exception as e: result = {"error": sentence(e)}  # recorded, so that the grid goes on
-    write_json(job["path"], job["config"] | result)
+    write_json(job["path"], job["config"] | result | {"cell_seconds": round(time.time() - began, 1)})
 
 # %% ../nbs/14_benchmark.ipynb #14c024
 def child_main():
@@ -182,17 +186,22 @@ def is_done(path):
 
 QUICK = ("source", "tfidf")  # nothing is trained: no measure of what a training takes
 
+def mean_of(took, condition):
+    "Mean of the seconds `took` {cell: seconds} of the cells that meet `condition`; None where none does."
+    known = [t for c, t in took.items() if condition(c)]
+    return sum(known) / len(known) if known else None
+
+def guess(cell, took):
+    "Seconds for `cell`: what the same pair and method took, else the same kind (trained or not) in the pair, else anywhere; None if unknown."
+    alike = lambda c: (c.method in QUICK) == (cell.method in QUICK)
+    return (mean_of(took, lambda c: (c.pair, c.method) == (cell.pair, cell.method))
+            or mean_of(took, lambda c: alike(c) and c.pair == cell.pair) or mean_of(took, alike))
+
 def time_left(todo, took, jobs):
-    """Seconds for the cells `todo`, from `took`, {cell: seconds} of finished ones: the mean of the same pair and method, else of the pair's trained
-    cells, else of all trained ones. None where that is not known yet."""
-    def guess(cell):
-        same = [t for c, t in took.items() if (c.pair, c.method) == (cell.pair, cell.method)]
-        near = [t for c, t in took.items() if c.pair == cell.pair and c.method not in QUICK]
-        any_ = [t for c, t in took.items() if c.method not in QUICK]
-        known = same or near or any_
-        return sum(known) / len(known) if known else None
-    guesses = [guess(c) for c in todo]
-    return None if None in guesses else sum(guesses) / min(jobs, max(len(todo), 1))
+    "Seconds for the cells `todo`, `jobs` at a time, from {cell: seconds} of finished ones; None where that is not known yet. Untrained cells may be left out."
+    guesses = [(c, guess(c, took)) for c in todo]
+    if any(g is None for c, g in guesses if c.method not in QUICK): return None
+    return sum(g or 0 for _, g in guesses) / min(jobs, max(len(todo), 1))
 
 # %% ../nbs/14_benchmark.ipynb #14c031
 class Run:
@@ -203,14 +212,15 @@ class Run:
         self.configs = {c: configuration(grid, c, data[c.pair]) for c in grid.cells()}
         self.paths = {c: cell_file(out, config) for c, config in self.configs.items()}
         self.todo = [c for c, path in self.paths.items() if not is_done(path)]
-        self.took = {c: json.loads(p.read_text())["seconds"] for c, p in self.paths.items() if c not in self.todo}
+        self.took = {c: json.loads(p.read_text())["cell_seconds"] for c, p in self.paths.items() if c not in self.todo}
 
     def say(self, text): print(text, file=self.stream, flush=True)
 
     def child(self, cell, path=""):
         "Run one job to its end; returns exit code and seconds."
         began = time.monotonic()
-        job = {"settings": asdict(self.grid.cell_settings(cell)), "config": self.configs[cell], "path": str(path), "rates": self.grid.lr}
+        job = {"settings": asdict(self.grid.cell_settings(cell)), "config": self.configs[cell], "path": str(path), "rates": self.grid.lr,
+               "began": time.time()}
         with open(self.out / "log.txt", "ab") as log: child = start_child(job, self.threads, log)
         self.children.add(child)
         if self.stopped: child.kill()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'LISTS', 'NOT_SHARED', 'KEPT', 'RUN', 'add_setting', 'add_settings', 'add_command', 'add_out',
-           'add_benchmark', 'build_parser', 'run_predict', 'fail', 'run_adapt', 'to_settings', 'run_benchmark',
+           'add_benchmark', 'build_parser', 'run_predict', 'fail', 'to_settings', 'run_adapt', 'run_benchmark',
            'run_report', 'run', 'main']
 
 # %% ../nbs/11_cli.ipynb #11c003
@@ -127,21 +127,22 @@ def fail(message, code=2):
     raise SystemExit(code)
 
 # %% ../nbs/11_cli.ipynb #11c026
-def run_adapt(settings, out, overwrite):
-    "`dallmi adapt` and `dallmi demo`: the run, then its table and where things are."
-    from dallmi.adapt import adapt, is_main, report
-    from dallmi.training import TrainingDiverged
-    try: results = adapt(settings, out, overwrite)
-    except TrainingDiverged as e: fail(e, 1)
-    if is_main(): print(report(settings, results, out))
-
-# %% ../nbs/11_cli.ipynb #11c027
 def to_settings(args):
     "The `Settings` in parsed arguments; the demo hides nine in ten labels unless told otherwise."
     given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
     if args.command == "demo": given = {"keep": 0.1} | given
     try: return Settings(**given)
     except ValueError as e: fail(e)
+
+# %% ../nbs/11_cli.ipynb #11c027
+def run_adapt(args):
+    "`dallmi adapt` and `dallmi demo`: the run, then its table and where things are."
+    settings = to_settings(args)
+    from dallmi.adapt import adapt, is_main, report
+    from dallmi.training import TrainingDiverged
+    try: results = adapt(settings, args.out, args.overwrite)
+    except TrainingDiverged as e: fail(e, 1)
+    if is_main(): print(report(settings, results, args.out))
 
 # %% ../nbs/11_cli.ipynb #11c028
 def run_benchmark(args):
@@ -162,15 +163,12 @@ def run_report(args):
 KEPT = {"adapt": "What is done is kept in '{}.partial'; give the same command again to go on.", "predict": "Nothing was written.",
         "benchmark": "The finished cells are kept in '{}'; give the same command again to go on.", "report": "Nothing was written."}
 KEPT["demo"] = KEPT["adapt"]
-RUN = {"predict": run_predict, "benchmark": run_benchmark, "report": run_report}
+RUN = {"adapt": run_adapt, "demo": run_adapt, "predict": run_predict, "benchmark": run_benchmark, "report": run_report}
 
 def run(args):
     "Run the command in `args`, turning what the user can act on into sentences."
-    settings = None if args.command in RUN else to_settings(args)
-    try:
-        from dallmi.data import InputError
-        if settings: run_adapt(settings, args.out, args.overwrite)
-        else: RUN[args.command](args)
+    from dallmi.data import InputError
+    try: RUN[args.command](args)
     except KeyboardInterrupt: fail(f"interrupted. {KEPT[args.command].format(args.out)}", 130)
     except InputError as e: fail(e)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIXED', 'MINE', 'GREY', 'FIGURES', 'colours', 'ink', 'spread_out', 'panels', 'name_ends', 'draw_lines',
-           'plot_availability', 'label_means', 'draw_dumbbells', 'plot_labels', 'plot_map_vs_rounded', 'draw_figures']
+           'plot_availability', 'label_means', 'draw_dumbbells', 'plot_labels', 'marks', 'plot_map_vs_rounded',
+           'draw_figures']
 
 # %% ../nbs/15b_pictures.ipynb #15c003
 from itertools import cycle
@@ -17,7 +18,7 @@ from .results import BOUND, OURS, at, availabilities, is_ours, keeps_of, percent
 
 # %% ../nbs/15b_pictures.ipynb #15c009
 FIXED = {"source": "#000000", BOUND: "#000000", "partial": "#d55e00", "unsupervised": "#029e73"}
-MINE = ("#0173b2", "#cc78bc", "#de8f05", "#56b4e9", "#ca9161")  # with FIXED: seaborn's colour-blind palette
+MINE = ("#0173b2", "#56b4e9", "#cc78bc", "#de8f05", "#ca9161")  # with FIXED: seaborn's colour-blind palette
 GREY = "#9a9a9a"
 
 def colours(methods, ours=OURS):
@@ -43,9 +44,9 @@ def spread_out(values, gap):
     return out
 
 # %% ../nbs/15b_pictures.ipynb #15c020
-def panels(titles, width, height):
-    "A figure with one axes for each of `titles` (inches each), two or three a row, and the list of the axes."
-    columns = min(3 if len(titles) > 4 else 2, len(titles))
+def panels(titles, width, height, columns=2):
+    "A figure with one axes for each of `titles` (inches each), `columns` a row, and the list of the axes."
+    columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
     fig = Figure(figsize=(width * columns, height * rows), dpi=110, layout="constrained")
     axes = list(fig.subplots(rows, columns, squeeze=False).ravel())
@@ -67,7 +68,7 @@ def name_ends(ax, ends, colour):
                     color=ink(colour[method]), annotation_clip=False, arrowprops=line)
 
 def draw_lines(ax, mean, free, colour):
-    "The lines of one panel from `mean` [methods × keeps]; broken ones for methods in `free`. Returns {method: its end}."
+    "The lines of one panel from `mean` [methods × keeps], broken for methods in `free`. Returns {method: its end}."
     x, ends = 100 * np.array(mean.columns, dtype=float), {}
     for m, y in zip(mean.index, 100 * mean.to_numpy()):
         style = {"source": "--", BOUND: ":"}.get(m, "-.") if m in free else "-"
@@ -122,30 +123,37 @@ def draw_dumbbells(ax, table):
     for good, colour, word in ((True, MINE[0], "higher"), (False, FIXED["partial"], "lower")):
         here, height = values[up == good], rows[up == good]
         ax.hlines(height, here["source"], here[mine], color=colour, linewidth=2.5)
-        ax.plot(here[mine], height, "o" if good else "s", color=colour, markersize=6, label=f"{mine}, {word}")
+        ax.plot(here[mine], height, "o" if good else "s", color=colour, markersize=6, label=f"adapted, {word}")
     ax.plot(values["source"], rows, "o", color="0", markerfacecolor="white", markersize=6, label="source", zorder=2.5)
     ax.set(yticks=rows, yticklabels=table.index, xlabel="average precision, %", ylim=(-0.7, len(table) - 0.3))
 
 def plot_labels(labels, ours=OURS):
-    "AP of every label, source model to our first method at the lowest keep, a panel a pair; None where no pair has both."
+    "AP of every label, source to our first method at the lowest keep, a panel a pair; None where no pair has both."
     tables = {pair: label_means(labels, pair, ours) for pair in sorted(set(labels["pair"]))}
     tables = {pair: table for pair, table in tables.items() if table is not None}
     if not tables: return None
     lowest = {pair: next((by, keeps[0]) for by, keeps in keeps_of(labels, pair).items()) for pair in tables}
-    titles = [f"{pair}, {percent(keep)} of labels kept" if by else pair for pair, (by, keep) in lowest.items()]
+    titles = [f"{pair}: {tables[pair].columns[1]}" + f", {percent(keep)} of labels kept" * bool(by)
+              for pair, (by, keep) in lowest.items()]
     fig, axes = panels(titles, 4.8, 1.7 + 0.24 * max(map(len, tables.values())))
     for ax, table in zip(axes, tables.values()): draw_dumbbells(ax, table)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return fig
 
 # %% ../nbs/15b_pictures.ipynb #15c038
+def marks(methods, ours=OURS):
+    "{method: marker}: ours, and the grey ones, each with a shape of its own; a square for the bound."
+    mine, grey, colour = cycle("oDvP^"), cycle("v^<>PXdh8"), colours(methods, ours)
+    shape = {m: "s" if m == BOUND else next(grey) if colour[m] == GREY else "o" for m in methods}
+    return shape | {m: next(mine) for m in sort_methods(methods, ours) if is_ours(m, ours)}
+
 def plot_map_vs_rounded(frame, ours=OURS):
-    """mAP@0.5 against mAP, a mark a cell, colour (and in grey, shape) a method; a panel a pair. Returns the figure.
+    """mAP@0.5 against mAP, a mark a cell, colour and shape a method; a panel a pair. Returns the figure.
 
     Dotted: chance, which is what saying nobody gets. `frame`: of `cells_frame`; cells without an mAP are left out."""
     done, methods = frame[frame["mAP"].notna()], sort_methods(frame["method"], ours)
-    pairs, colour, shapes = sorted(set(done["pair"])), colours(methods, ours), cycle("v^<>PXdh*8p")
-    shape = {m: "s" if m == BOUND else "o" if colour[m] != GREY else next(shapes) for m in methods}
+    pairs, colour = sorted(set(done["pair"])), colours(methods, ours)
+    shape = marks(methods, ours)
     fig, axes = panels(pairs, 4.3, 3.7)
     for ax, pair in zip(axes, pairs):
         here = done[done["pair"] == pair]

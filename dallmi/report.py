@@ -55,7 +55,7 @@ def score_table(frame, pair, by, metric, ours=OURS):
         table.loc["chance"] = [points(at(frame, pair, by, k)["chance"].mean()) for k in table]
     return table.rename(columns=percent)
 
-# %% ../nbs/15_report.ipynb #15c020
+# %% ../nbs/15_report.ipynb #15c019
 def over_pairs(frame, by, metric, ours=OURS):
     "Means over pairs of the pairs' means: methods × keeps, in [0, 1]; NaN where a method lacks one of the pairs."
     pairs, keeps = sorted(set(frame["pair"])), sorted({k for _, how, k in availabilities(frame) if how == by})
@@ -64,23 +64,23 @@ def over_pairs(frame, by, metric, ours=OURS):
     means = methods.mean().where(methods.count() == len(pairs))
     return means.reindex(sort_methods(means.index, ours))
 
-# %% ../nbs/15_report.ipynb #15c023
+# %% ../nbs/15_report.ipynb #15c022
 def paired_scores(labels, one, other, column="AP"):
     "Score of method `one` minus that of `other`: seeds × labels, float; seeds that both have, NaN where not scored."
     a, b = (labels[labels["method"] == m].pivot(index="seed", columns="label", values=column) for m in (one, other))
     return (a - b).dropna(how="all").dropna(axis=1, how="all")
 
 def best_baseline(frame, method, ours=OURS, metric="mAP"):
-    """The method with the highest mean of `metric` among those that are neither ours nor the bound.
+    """The method with the highest mean of `metric` among those that are neither ours nor the bound, or None.
 
-    Over the seeds of `method`; None if there is none. `frame`: rows of one pair that hold at one availability (`at`)."""
+    Means over the seeds of `method`. `frame`: rows of one pair that hold at one availability (`at`)."""
     seeds = frame[(frame["method"] == method) & frame[metric].notna()]["seed"]
     others = frame[frame["seed"].isin(seeds) & (frame["method"] != BOUND)]
     rivals = others[~others["method"].map(lambda m: is_ours(m, ours))]
     means = rivals.groupby("method")[metric].mean().dropna()
     return means.idxmax() if len(means) else None
 
-# %% ../nbs/15_report.ipynb #15c027
+# %% ../nbs/15_report.ipynb #15c026
 def bootstrap_interval(difference, draws=2000, seed=0, level=0.95):
     """Percentile interval (low, high) of the mean of `difference` [S, L], with labels and seeds drawn again together.
 
@@ -102,7 +102,7 @@ def bootstrap_interval(difference, draws=2000, seed=0, level=0.95):
     with np.errstate(invalid="ignore"): drawn = (weight * means).sum(1) / weight.sum(1)
     return tuple(float(q) for q in np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2]))
 
-# %% ../nbs/15_report.ipynb #15c034
+# %% ../nbs/15_report.ipynb #15c033
 def compare(frame, labels, method, ours=OURS, metric="mAP", draws=2000):
     "The row of `differences` for one method at one availability, a dict; None where there is no opponent."
     rival = best_baseline(frame, method, ours, metric)
@@ -129,7 +129,7 @@ def differences(frame, labels, ours=OURS, metric="mAP", draws=2000):
         rows += [{"pair": pair, "by": by, "keep": keep} | row for row in found if row]
     return pd.DataFrame(rows)
 
-# %% ../nbs/15_report.ipynb #15c038
+# %% ../nbs/15_report.ipynb #15c037
 CLAIMS = {"partial": 52.2, "unsupervised": 19.9}  # DALLMi's abstract: mAP gains in percent
 
 def gain(means, method, over):
@@ -157,7 +157,7 @@ def gap_share(means, least=0.01):
     gap = means.loc[BOUND] - means.loc["source"]
     return ((means - means.loc["source"]) / gap.where(gap > least)).drop(index=["source", BOUND])
 
-# %% ../nbs/15_report.ipynb #15c042
+# %% ../nbs/15_report.ipynb #15c041
 SHOWN = ("mAP", "mAP@0.5", "F1", "F1_micro", "F1_best")
 MEANING = {"mAP": "average precision of the scores, mean over labels",
            "mAP@0.5": "average precision of predictions rounded at 0.5, as the published code reports it",
@@ -176,19 +176,20 @@ def check_metrics(metrics):
         raise InputError(f"There is no metric {name!r}{hint} Known are {', '.join(METRICS)}.")
     return metrics
 
-# %% ../nbs/15_report.ipynb #15c043
-READING = """Scores are percentages, mean ± standard deviation (n − 1) over seeds. A number in brackets counts the seeds where a \
-group has fewer than others of its table; its mean is then not comparable, as seeds decide the test texts. \
-Bold: the best of a column. `supervised` learns from all labels: the upper bound, neither a baseline nor the best. \
-Chance: the mean prevalence, the AP of scores that know nothing."""
+# %% ../nbs/15_report.ipynb #15c042
+READING = """Scores are percentages, mean ± standard deviation (n − 1) over seeds. A number in brackets counts the \
+seeds where a group has fewer than others of its table; its mean is then not comparable, as seeds decide the test \
+texts. Bold: the best of a column. `supervised` learns from all labels: the upper bound, neither a baseline nor the \
+best. Chance: the mean prevalence, which is the AP of scores that know nothing."""
 VERSUS = """Percentage points, on the same texts, labels and seeds. The opponent is the best baseline by the same \
 metric, chosen on these very scores. The interval draws labels and seeds again. Three seeds or fewer say little about \
 other seeds, so look at the seeds' range too; other pairs are not covered; and of twenty comparisons between equals \
-one interval misses zero by luck."""
+about one interval misses zero by luck."""
 RELATIVE = """(method − baseline) / baseline in percent, of means over seeds. The paper claims {claims} in mAP; \
 its published code averages the precision of rounded predictions, here mAP@0.5."""
-COST = """Medians over cells. Seconds: the adaptation alone, without the source model, which the cells of a pair share, \
-and without scoring. `tfidf` has no source stage and reads both domains. Memory: the peak of the whole process."""
+COST = """Medians over cells. Seconds: those of the adaptation alone, a search for the learning rate included, without \
+the source stage, which the cells of a pair share, and without scoring. `tfidf` has no source stage and fits both \
+domains at once. Memory: the peak of the whole process."""
 CAPTION = {"availability": "mAP against the share of positive labels kept; broken lines hold at every availability.",
            "labels": "Label by label, from the source model to the adapted one, at the lowest availability.",
            "map_vs_rounded": "The two metrics against each other, a mark a cell; dotted: chance."}
@@ -210,7 +211,7 @@ def intro_section(cells, frame, metrics):
     return ["# Benchmark report", head, "## What was run", markdown_table(sizes, "pair"), facts, *failed,
             "## How to read the tables", READING, meanings]
 
-# %% ../nbs/15_report.ipynb #15c044
+# %% ../nbs/15_report.ipynb #15c043
 def kept(by, keep):
     "How much was kept, and how, in words."
     return f"{percent(keep)} by {by}" if by else "any"
@@ -230,8 +231,8 @@ def verdict(table):
     lines = []
     for method, rows in table.groupby("method", sort=False):
         up, down = (rows["low"] > 0).sum(), (rows["high"] < 0).sum()
-        around = len(rows) - up - down
-        lines.append(f"- `{method}`: interval above zero in {up} of {len(rows)}, around zero in {around}, below in {down}.")
+        rest = f"around zero in {len(rows) - up - down}, below in {down}."
+        lines.append(f"- `{method}`: interval above zero in {up} of {len(rows)}, {rest}")
     return "\n".join(lines)
 
 def difference_section(frame, labels, metrics, ours, draws):
@@ -244,7 +245,7 @@ def difference_section(frame, labels, metrics, ours, draws):
         parts += [f"### {metric}", verdict(table), markdown_table(rows, "pair")]
     return ["## Against the best baseline", VERSUS, *parts] if parts else []
 
-# %% ../nbs/15_report.ipynb #15c045
+# %% ../nbs/15_report.ipynb #15c044
 def relative_section(frame, ours):
     "Relative gains as the paper states them."
     table = relative_gains(frame, ours).dropna(how="all")
@@ -274,7 +275,7 @@ def pair_section(frame, pair, metrics, ours):
         parts += [f"### Share of the gap{how}", f"In mAP, from `source` (0) to `{BOUND}` (100).", plain_table(share)]
     return [f"## {pair}", *parts]
 
-# %% ../nbs/15_report.ipynb #15c046
+# %% ../nbs/15_report.ipynb #15c045
 def mean_section(frame, metrics, ours):
     "Means over pairs, where there are several."
     if frame["pair"].nunique() < 2: return []
@@ -300,7 +301,7 @@ def picture_section(names):
     "The pictures that were drawn, each with a line that says what it shows."
     return ["## Pictures", *(part for name in names for part in (CAPTION[name], f"![{name}]({name}.png)"))]
 
-# %% ../nbs/15_report.ipynb #15c049
+# %% ../nbs/15_report.ipynb #15c048
 FILES = {"report.md", "report.csv", "cells.csv", "labels.csv"} | {f"{name}.png" for name in FIGURES}
 
 def check_out(out):
@@ -326,7 +327,7 @@ def new_folder(out):
     finally:
         for left in (work, old): shutil.rmtree(left, ignore_errors=True)
 
-# %% ../nbs/15_report.ipynb #15c051
+# %% ../nbs/15_report.ipynb #15c050
 def report_text(cells, frame, labels, names, metrics=SHOWN, ours=OURS, draws=2000):
     "The Markdown text of a report. `names`: of the pictures that were drawn; the rest as in `write_report`."
     done = frame[frame["error"] == ""]

@@ -285,7 +285,8 @@ def size_row(frame):
     for part in ("source", "target", "test"):
         ends = sorted({done[part].min(), done[part].max()}) if len(done) else []
         row[f"{part} texts"] = " – ".join(f"{n:g}" for n in ends) or "–"
-    row |= {"known positives": known_positives(done, frame["pair"].iloc[0]), "chance mAP": points(done["chance"].mean())}
+    row["known positives"] = known_positives(done, frame["pair"].iloc[0])
+    row["chance mAP"] = points(done["chance"].mean())
     row["seeds"] = ", ".join(map(str, sorted(set(frame["seed"]))))
     return row | {"finished": f"{len(done)}", "failed": f"{len(frame) - len(done)}"}
 
@@ -293,6 +294,7 @@ def size_row(frame):
 def pair_settings(cells):
     "Settings shared by the `cells` of one pair, a dict; also the learning rate where methods do not differ in it."
     shared = {k: v for c in cells for k, v in shared_settings(c).items()}
+    if "model" in shared: shared["model"] = shared["model"] or "MiniLM (the default)"
     plain = [c["settings"] for c in cells if "settings" in c and "lr=" not in c["cell"]["method"]]
     rates = {json.dumps(s["lr"]) for s in plain if "lr" in s}
     return shared | ({"lr": json.loads(*rates)} if len(rates) == 1 else {})
