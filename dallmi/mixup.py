@@ -60,10 +60,10 @@ def mix_texts(embeds, mask, pairs):
 
     Padding counts as the zero vector. The mask is the union of the texts that have a share in the mixture, so g = 1
     gives back the positive and g = 0 the unlabelled text."""
-    clean = embeds * mask[..., None].to(embeds.dtype)
     p, u, g = pairs.positive, pairs.unlabelled, pairs.g[:, None]
+    clean = lambda rows: embeds[rows] * mask[rows, :, None].to(embeds.dtype)
     union = (mask[p].bool() & (g > 0)) | (mask[u].bool() & (g < 1))
-    return mix(clean[p], clean[u], pairs.g), union.to(mask.dtype)
+    return mix(clean(p), clean(u), pairs.g), union.to(mask.dtype)
 
 # %% ../nbs/05_mixup.ipynb #05c030
 PLACES = ("embedding", "encoder", "logits")

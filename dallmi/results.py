@@ -271,7 +271,7 @@ def percent(keep):
 
 def points(x):
     "A figure in [0, 1] in percent, '–' where there is none."
-    return "–" if pd.isna(x) else f"{100 * x:.1f}"
+    return "–" if pd.isna(x) else f"{100 * x:.1f}".replace("-", "−")
 
 def known_positives(done, pair):
     "Known positives of a pair at each availability, in words: mean over its finished cells `done`."
