@@ -179,10 +179,11 @@ def neural_scores(name, s, source, target, test, seen, rates):
 
 # %% ../nbs/13b_methods.ipynb #13c032
 def word_scores(source, target, test, seen):
-    "Φ of the target's and the test's texts by `linear_model`, and seconds."
+    "Φ of the target's and the test's texts by `linear_model`, and seconds of its training."
     began = time.monotonic()
     score = linear_model(source["text"][:], label_matrix(source), target["text"][:], seen)
-    return score(target["text"][:]), score(test["text"][:]), time.monotonic() - began
+    seconds = time.monotonic() - began
+    return score(target["text"][:]), score(test["text"][:]), seconds
 
 def peak_memory():
     "Most memory this process has held, in MB: of the GPU where there is one, else of the machine."
