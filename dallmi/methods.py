@@ -47,8 +47,7 @@ NO_AVAILABILITY = ("source", "unsupervised", "supervised")
 # %% ../nbs/13b_methods.ipynb #13c011
 BUDGET = ("batch_size", "epochs", "lr")
 MIXING = ("balanced_share", "form", "mixup_weight", "mixup_rows", "mixup_alpha", "mixup_place")
-CHANGEABLE = {name: BUDGET + ("balanced_share",) for name in METHODS} | {"source": (), "tfidf": (), "unsupervised": BUDGET}
-CHANGEABLE |= {name: BUDGET + MIXING for name in ("dallmi", "dallmi-log", "anchored")}
+CHANGEABLE = {"source": (), "tfidf": (), "unsupervised": BUDGET} | dict.fromkeys(("dallmi", "dallmi-log", "anchored"), BUDGET + MIXING)
 
 def nearest(name, known, what):
     "InputError for an unknown `name` that offers the nearest of the `known`."
@@ -66,10 +65,11 @@ def parse_method(spec):
     "Name and settings of a method such as 'partial' or 'anchored:mixup_weight=0'. Raises `InputError`."
     name, _, rest = spec.partition(":")
     if name not in METHODS: raise nearest(name, list(METHODS), "method")
-    if rest and not CHANGEABLE[name]: raise InputError(f"The method {name!r} has no settings to change; write it without {':' + rest!r}.")
+    changeable = CHANGEABLE.get(name, BUDGET + ("balanced_share",))
+    if rest and not changeable: raise InputError(f"The method {name!r} has no settings to change; write it without {':' + rest!r}.")
     given = dict(part.partition("=")[::2] for part in rest.split(",") if part)
     for key in given:
-        if key not in CHANGEABLE[name]: raise nearest(key, CHANGEABLE[name], f"setting of the method {name!r} called")
+        if key not in changeable: raise nearest(key, changeable, f"setting of the method {name!r} called")
         if not given[key]: raise InputError(f"In '{spec}' the setting {key} has no value; write {key}=VALUE.")
     return name, METHODS[name] | {k: read_value(k, v) for k, v in given.items()}
 
