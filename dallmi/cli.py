@@ -111,6 +111,7 @@ def build_parser():
     add_benchmark(add_command(commands, "benchmark"))
     sub = add_command(commands, "report")
     sub.add_argument("results", nargs="+", metavar="RESULTS", help="folders written by benchmark")
+    sub.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show (default: mAP mAP@0.5 F1 F1_micro F1_best)")
     sub.add_argument("--out", metavar="DIR", help="folder to write (default: RESULTS/report)")
     return parser
 
@@ -156,8 +157,8 @@ def run_benchmark(args):
 
 def run_report(args):
     "`dallmi report`: write the report, print its tables."
-    from dallmi.report import write_report
-    print(write_report(args.results, args.out))
+    from dallmi.report import SHOWN, write_report
+    print(write_report(args.results, args.out, args.metrics or SHOWN))
 
 # %% ../nbs/11_cli.ipynb #11c029
 KEPT = {"adapt": "What is done is kept in '{}.partial'; give the same command again to go on.", "predict": "Nothing was written.",
