@@ -305,7 +305,7 @@ def settings_lines(cells):
             for pair in dict.fromkeys(c["cell"]["pair"] for c in cells)}
     names = sorted(set().union(*each.values()))
     same = [n for n in names if len({json.dumps(s.get(n)) for s in each.values()}) == 1]
-    show = lambda s, chosen: ", ".join(f"`{n}` {s[n]}" for n in chosen if s.get(n) is not None)
+    show = lambda s, chosen: ", ".join(f"`{n}` {s[n]}" for n in chosen if s.get(n) is not None) or "the defaults"
     lines = [f"- Settings of all cells: {show(next(iter(each.values())), same)}."]
     if len(same) == len(names): return lines
     return lines + [f"- Of {pair}: {show(s, [n for n in names if n not in same])}." for pair, s in each.items()]
