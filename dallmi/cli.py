@@ -168,10 +168,12 @@ RUN = {"adapt": run_adapt, "demo": run_adapt, "predict": run_predict, "benchmark
 
 def run(args):
     "Run the command in `args`, turning what the user can act on into sentences."
-    from dallmi.data import InputError
     try: RUN[args.command](args)
     except KeyboardInterrupt: fail(f"interrupted. {KEPT[args.command].format(args.out)}", 130)
-    except InputError as e: fail(e)
+    except Exception as e:
+        from dallmi.data import InputError  # takes a second, and a mistaken option should not wait for it
+        if not isinstance(e, InputError): raise
+        fail(e)
 
 # %% ../nbs/11_cli.ipynb #11c030
 def main(argv=None):
