@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['known_or', 'asl_loss', 'em_loss', 'splc_loss', 'per_label', 'drawn_uniformly', 'pu_risk', 'nnpu_loss', 'spu_loss',
-           'estimate_prior', 'Discriminator', 'features', 'bernoulli_distillation', 'aad_loss', 'new_judge',
-           'paired_rows', 'adversarial_adaptation', 'check_both_classes', 'linear_model']
+           'Discriminator', 'features', 'bernoulli_distillation', 'aad_loss', 'new_judge', 'paired_rows',
+           'adversarial_adaptation', 'check_both_classes', 'linear_model']
 
 # %% ../nbs/13_baselines.ipynb #13c003
 from copy import deepcopy
@@ -125,17 +125,7 @@ def spu_loss(logits, labels, prior, observed, uniform=None):
     drawn = drawn_uniformly(labels, uniform) & (labels != 1)
     return pu_risk(logits, labels, drawn, prior, hidden, (1 - prior) / (1 - hidden))
 
-# %% ../nbs/13_baselines.ipynb #13c055
-def estimate_prior(phi, observed):
-    """Class prior of the target without negatives, [L]: the mean of the source model's Φ over the target's texts.
-
-    `phi`: [N, L], probabilities. `observed`: [N, L], 1 where a positive is observed; their share is a lower bound. Cut
-    to 1e-4 … 1 − 1e-4. As good as the calibration of `phi` on the target: under a shift of prevalence it stays between
-    the source's and the target's. Raises ValueError where the shapes differ."""
-    check_shapes(phi, phi, observed=observed)
-    return np.clip(np.maximum(phi.mean(0), (observed == 1).mean(0)), 1e-4, 1 - 1e-4)
-
-# %% ../nbs/13_baselines.ipynb #13c062
+# %% ../nbs/13_baselines.ipynb #13c060
 class Discriminator(nn.Sequential):
     "Logit [B, 1] that features [B, H] are a source text's: hidden → 4·hidden → 4·hidden → 1 with LeakyReLU."
     def __init__(self, hidden):
@@ -150,7 +140,7 @@ def features(model, batch):
     finally: handle.remove()
     return seen[0], logits
 
-# %% ../nbs/13_baselines.ipynb #13c064
+# %% ../nbs/13_baselines.ipynb #13c062
 def bernoulli_distillation(student, teacher, temperature):
     "T² KL(σ(teacher/T) ‖ σ(student/T)) of logits [B, L]: mean over texts, summed over labels; none to the teacher."
     z, t = student / temperature, teacher.detach() / temperature
@@ -172,7 +162,7 @@ def aad_loss(target_features, student_logits, source_features, teacher_logits, j
     fool = F.softplus(-functional_call(judge, frozen, target_features)).mean()
     return judged + fool + bernoulli_distillation(student_logits, teacher_logits, temperature)
 
-# %% ../nbs/13_baselines.ipynb #13c078
+# %% ../nbs/13_baselines.ipynb #13c076
 def new_judge(hidden, seed):
     "A `Discriminator` whose weights depend on `seed` alone; the global random state stays as it is."
     with torch.random.fork_rng(devices=[]):
@@ -186,7 +176,7 @@ def paired_rows(n_source, n_target, epochs, batch_size, seed):
         for rows in np.array_split(rng.permutation(n_target), -(-n_target // batch_size)):
             yield rng.choice(n_source, len(rows)), rows
 
-# %% ../nbs/13_baselines.ipynb #13c079
+# %% ../nbs/13_baselines.ipynb #13c077
 def adversarial_adaptation(model, tokenizer, source_ids, target_ids, epochs=3, batch_size=16, lr=1e-5, seed=0,
                            bf16=None):
     """AAD (Ryu & Lee 2020): adapt `model` in place, from source and target texts without labels.
@@ -219,7 +209,7 @@ def adversarial_adaptation(model, tokenizer, source_ids, target_ids, epochs=3, b
             optimizer.step()
     finally: head.requires_grad_(True)
 
-# %% ../nbs/13_baselines.ipynb #13c085
+# %% ../nbs/13_baselines.ipynb #13c083
 def check_both_classes(labels):
     "Raise `InputError` that names the columns of `labels` [N, L] without a known positive or without a known negative."
     bad = [j for j, y in enumerate(labels.T) if not (y == 1).any() or not (y == 0).any()]
@@ -229,7 +219,7 @@ def check_both_classes(labels):
     raise InputError("A linear model needs known positives and known negatives of every label; these columns lack one: "
                      f"{columns}. Add source texts with both, or leave the labels out.")
 
-# %% ../nbs/13_baselines.ipynb #13c086
+# %% ../nbs/13_baselines.ipynb #13c084
 def linear_model(source_texts, source_labels, target_texts, observed):
     """TF-IDF and one logistic regression a label: a function from a list of N texts to probabilities [N, L].
 

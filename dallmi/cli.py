@@ -110,7 +110,7 @@ def build_parser():
     add_out(sub, "scores.csv", "file")
     add_benchmark(add_command(commands, "benchmark"))
     sub = add_command(commands, "report")
-    sub.add_argument("results", nargs="+", metavar="RESULTS", help="folders written by benchmark")
+    sub.add_argument("results", nargs="+", metavar="RESULTS", help="folders written by benchmark, or packed files of them (.jsonl)")
     sub.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show (default: mAP mAP@0.5 F1 F1_micro F1_best)")
     sub.add_argument("--out", metavar="DIR", help="folder to write (default: RESULTS/report)")
     return parser
@@ -140,7 +140,7 @@ def run_adapt(args):
     "`dallmi adapt` and `dallmi demo`: the run, then its table and where things are."
     settings = to_settings(args)
     from dallmi.adapt import adapt, is_main, report
-    from dallmi.training import TrainingDiverged
+    from dallmi.long_runs import TrainingDiverged
     try: results = adapt(settings, args.out, args.overwrite)
     except TrainingDiverged as e: fail(e, 1)
     if is_main(): print(report(settings, results, args.out))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'alternate', 'summary', 'compare', 'clock', 'timed', 'Window', 'watched', 'step_seconds', 'reset_peak',
-           'memory_in_use', 'BeforeSteps', 'training_peak', 'Parts', 'marked', 'part_seconds', 'Profiled',
+           'peak_memory', 'BeforeSteps', 'training_peak', 'Parts', 'marked', 'part_seconds', 'Profiled',
            'top_operators', 'step_operations', 'matmul_peak']
 
 # %% ../nbs/17a_instruments.ipynb #17c003
@@ -83,7 +83,7 @@ def reset_peak():
     try: Path("/proc/self/clear_refs").write_text("5")
     except OSError: pass
 
-def memory_in_use():
+def peak_memory():
     "Bytes in use at the high-water mark of this process, or on its GPU."
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()
     try: return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
@@ -96,12 +96,12 @@ class BeforeSteps(TrainerCallback):
     "Resets the high-water mark when a training begins, and notes it."
     def on_train_begin(self, args, state, control, **kwargs):
         reset_peak()
-        self.bytes = memory_in_use()
+        self.bytes = peak_memory()
 
 def training_peak(trainer):
     "Peak bytes of `trainer.train()` over what was in use before its first step. Once a process."
     before = watched(trainer, BeforeSteps()).bytes
-    return memory_in_use() - before
+    return peak_memory() - before
 
 # %% ../nbs/17a_instruments.ipynb #17c029
 PARTS = ("batch", "forward", "backward", "clip", "optimizer", "rest")

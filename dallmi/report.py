@@ -8,19 +8,18 @@ __all__ = ['CLAIMS', 'SHOWN', 'MEANING', 'READING', 'VERSUS', 'RELATIVE', 'GAP',
            'bootstrap_interval', 'compare', 'differences', 'gain', 'relative_gains', 'gap_share', 'pair_gap',
            'check_metrics', 'failed_line', 'intro_section', 'kept', 'signed', 'difference_row', 'verdict',
            'difference_section', 'relative_section', 'plain_table', 'pair_section', 'mean_section', 'cost_entry',
-           'cost_section', 'picture_section', 'check_out', 'new_folder', 'report_text', 'write_report']
+           'cost_section', 'picture_section', 'check_out', 'new_folder', 'report_text', 'default_out', 'write_report']
 
 # %% ../nbs/15_report.ipynb #15c003
 import os
 import shutil
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .data import InputError, listing
+from .data import InputError, listing, unknown_name
 from .pictures import FIGURES, draw_figures
 from .results import (BOUND, METRICS, OURS, at, availabilities, cells_frame, is_ours, keeps_of, labels_frame,
                             load_cells, machine_lines, percent, pivot, points, settings_lines, size_row, sort_methods,
@@ -180,12 +179,8 @@ MEANING = {"mAP": "average precision of the scores, mean over labels",
 def check_metrics(metrics):
     "`metrics` as a tuple. Raises `InputError` for an unknown one, naming the nearest."
     metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    lower = {m.lower(): m for m in METRICS}
     for name in metrics:
-        if name in METRICS: continue
-        near = get_close_matches(name.lower(), lower, 1, 0.4)
-        hint = f"; did you mean {lower[near[0]]!r}?" if near else "."
-        raise InputError(f"There is no metric {name!r}{hint} Known are {', '.join(METRICS)}.")
+        if name not in METRICS: raise unknown_name("metric", name, METRICS)
     return metrics
 
 # %% ../nbs/15_report.ipynb #15c042
@@ -352,10 +347,14 @@ def report_text(cells, frame, labels, names, metrics=SHOWN, ours=OURS, draws=200
     for pair in sorted(set(done["pair"])): parts += pair_section(done, pair, metrics, ours)
     return "\n\n".join([*parts, *cost_section(done, ours)]) + "\n"
 
+def default_out(results):
+    "Where the report on `results`, a folder or a packed file, goes."
+    return Path(results).with_suffix("") if Path(results).is_file() else Path(results) / "report"
+
 def write_report(results, out=None, metrics=SHOWN, ours=OURS, draws=2000):
     """Read one folder of benchmark results or several, write the report into a folder, and return its Markdown text.
 
-    `out`: default the folder `report` in the (first) results; an earlier report there is replaced, in one step. It gets
+    `results`: folders, or files of `pack_cells`. `out`: default the folder `report` in the (first) folder, or beside the file; an earlier report there is replaced, in one step. It gets
     `report.md`, `report.csv` (a row a pair, method and availability), `cells.csv` (a row a cell), `labels.csv` (a row a
     cell and label) and pictures; CSV scores lie in [0, 1]. `metrics`: the score tables to show. `ours`: how the names
     of the methods under test begin; all others but `supervised` are baselines. `draws`: of the bootstrap. The same
@@ -368,7 +367,7 @@ def write_report(results, out=None, metrics=SHOWN, ours=OURS, draws=2000):
     figures = draw_figures(frame[frame["error"] == ""], labels, ours)
     text = report_text(cells, frame, labels, list(figures), metrics, ours, draws)
     tables = {"report": summary(frame), "cells": frame, "labels": labels}
-    with new_folder(Path(out or Path(folders[0]) / "report")) as work:
+    with new_folder(Path(out or default_out(folders[0]))) as work:
         (work / "report.md").write_text(text, encoding="utf-8")
         for name, table in tables.items(): table.to_csv(work / f"{name}.csv", index=False, float_format="%.6g")
         for name, fig in figures.items(): fig.savefig(work / f"{name}.png")

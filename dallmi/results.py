@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SYNTHETIC_LABELS', 'SYNTHETIC_SKILL', 'SURVIVES', 'KEEPLESS', 'IDENTITY', 'METRICS', 'PER_LABEL', 'FINISHED',
            'PER_METHOD', 'BOUND', 'OURS', 'normal_of', 'synthetic_scores', 'synthetic_numbers', 'synthetic_cell',
-           'write_cell', 'synthetic_grid', 'metric_problem', 'cell_problem', 'read_cell', 'cell_files', 'identity',
-           'drop_copies', 'shared_settings', 'comparable', 'check_together', 'load_cells', 'cell_row', 'cells_frame',
-           'label_rows', 'labels_frame', 'at', 'keeps_of', 'availabilities', 'is_ours', 'sort_methods', 'pivot',
-           'summary', 'percent', 'points', 'known_positives', 'size_row', 'pair_settings', 'settings_lines',
-           'machine_lines']
+           'write_cell', 'synthetic_grid', 'metric_problem', 'cell_problem', 'write_json', 'parse_cell', 'read_cell',
+           'cell_files', 'identity', 'drop_copies', 'shared_settings', 'comparable', 'check_together', 'rounded',
+           'pack_cells', 'read_cells', 'load_cells', 'cell_row', 'cells_frame', 'label_rows', 'labels_frame', 'at',
+           'keeps_of', 'availabilities', 'is_ours', 'sort_methods', 'pivot', 'summary', 'percent', 'points',
+           'known_positives', 'size_row', 'pair_settings', 'settings_lines', 'machine_lines']
 
 # %% ../nbs/14b_results.ipynb #14c003
 import json
+import os
 import re
 from pathlib import Path
 from zlib import crc32
@@ -114,16 +115,28 @@ def cell_problem(cell):
     if lost: return f"it lacks {listing(lost)}"
     return None if "error" in cell else metric_problem(cell)
 
-def read_cell(path):
-    "The cell in one JSON file, a dict. Raises `InputError` that names the file where it holds no result."
-    try: cell = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e: raise InputError(f"'{path}' cannot be read: {e.strerror}.") from None
+def write_json(path, value):
+    "Write `value` to `path` in one step: a reader sees the old file or the new one, never a part."
+    new, text = Path(f"{path}.{os.getpid()}.new"), json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
+    finally: new.unlink(missing_ok=True)
+
+def parse_cell(text, path):
+    "The cell in a JSON text, a dict. Raises `InputError` that names `path`, where it comes from, if it is no result."
+    try: cell = json.loads(text)
     except ValueError:
         raise InputError(f"'{path}' is not JSON, perhaps cut off; delete it and run that cell again.") from None
     problem = cell_problem(cell)
     if not problem: return cell
     hint = "Move it elsewhere, or run that cell again."
     raise InputError(f"'{path}' is no result of dallmi benchmark: {problem}. {hint}")
+
+def read_cell(path):
+    "The cell in one JSON file, a dict. Raises `InputError` that names the file where it holds no result."
+    try: return parse_cell(Path(path).read_text(encoding="utf-8"), path)
+    except OSError as e: raise InputError(f"'{path}' cannot be read: {e.strerror}.") from None
 
 # %% ../nbs/14b_results.ipynb #14c022
 def cell_files(folder):
@@ -149,7 +162,7 @@ def drop_copies(found):
     return {path: found[path] for path in first.values()}
 
 # %% ../nbs/14b_results.ipynb #14c025
-PER_METHOD = re.compile("objective|form|balanced_share|mixup_.*|recipe|lr|head_lr|seed|keep|by|source|target")
+PER_METHOD = re.compile("objective|form|balanced_share|mixup_.*|tick_trust|max_pos_weight|recipe|lr|head_lr|seed|keep|by|source|target")
 
 def shared_settings(cell):
     "The settings of a cell that all cells of its pair must share: a dict."
@@ -174,22 +187,44 @@ def check_together(found):
         what = ", ".join(name for _, name in differ)
         raise InputError(f"'{seen[differ[0]][0]}' and '{path}' differ in {what}; report them apart, or run one again.")
 
-# %% ../nbs/14b_results.ipynb #14c029
+# %% ../nbs/14b_results.ipynb #14c030
+def rounded(value):
+    "A JSON value with its floats to four digits after the point."
+    if isinstance(value, dict): return {k: rounded(v) for k, v in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+def pack_cells(cells, path):
+    "Write `cells`, a list of dicts, to the file `path`, one JSON line a cell; the scores to four digits, a model's folder as its name alone."
+    lines = []
+    for cell in cells:
+        settings = dict(cell["settings"])
+        if settings.get("model"): settings["model"] = Path(settings["model"]).name
+        scores = {k: rounded(cell[k]) for k in ("metrics", "labels", "chance") if k in cell}
+        lines.append(json.dumps(cell | {"settings": settings} | scores, ensure_ascii=False) + "\n")
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+def read_cells(place):
+    "The cells in a folder of results or in a packed file, {where: cell}. Raises `InputError` for what is no result."
+    if not Path(place).is_file(): return {path: read_cell(path) for path in cell_files(place)}
+    lines = Path(place).read_text(encoding="utf-8").splitlines()
+    return {f"{place}, line {i}": parse_cell(line, f"{place}, line {i}") for i, line in enumerate(lines, 1)}
+
+# %% ../nbs/14b_results.ipynb #14c032
 def load_cells(results):
-    """The cells in one folder of results or several, a list of dicts in the order of pair, method, by, keep, seed.
+    """The cells in folders of results or packed files, one or a list, as a list of dicts in the order of pair, method, by, keep, seed.
 
     Raises `InputError` for a folder that is missing or holds no results, a file that is no result, two results of one
     cell, cells that do not belong together (version, data of a pair, shared settings of a pair), and where no cell has
     finished."""
     folders = [results] if isinstance(results, (str, Path)) else list(results)
-    found = drop_copies({path: read_cell(path) for folder in folders for path in cell_files(folder)})
+    found = drop_copies({path: cell for folder in folders for path, cell in read_cells(folder).items()})
     check_together(found)
     cells = sorted(found.values(), key=identity)
     if not all("error" in c for c in cells): return cells
     none = f"None of the {len(cells)} cells in {listing(folders)} has finished"
     raise InputError(f"{none}; the first failed with: {cells[0]['error']}")
 
-# %% ../nbs/14b_results.ipynb #14c032
+# %% ../nbs/14b_results.ipynb #14c035
 def cell_row(cell):
     "One row of `cells_frame`. `chance`: mean prevalence of the labels that are scored."
     row = cell["cell"] | {"by": cell["cell"]["by"] or "", "error": cell.get("error", "")}
@@ -203,7 +238,7 @@ def cells_frame(cells):
     frame = pd.DataFrame([cell_row(c) for c in cells])
     return frame.astype({"keep": float} | {m: float for m in METRICS})
 
-# %% ../nbs/14b_results.ipynb #14c033
+# %% ../nbs/14b_results.ipynb #14c036
 def label_rows(cell):
     "The rows of `labels_frame` of one finished cell, a list of dicts."
     key, scores = cell["cell"] | {"by": cell["cell"]["by"] or ""}, cell["labels"]
@@ -215,7 +250,7 @@ def labels_frame(cells):
     rows = [row for c in cells if "error" not in c for row in label_rows(c)]
     return pd.DataFrame(rows).astype({"keep": float, "chance": float} | {column: float for column in PER_LABEL})
 
-# %% ../nbs/14b_results.ipynb #14c040
+# %% ../nbs/14b_results.ipynb #14c043
 def at(frame, pair, by, keep):
     "The rows of `pair` at an availability: those made there, and those of methods that do not depend on it."
     there = (frame["by"] == by) & (frame["keep"] == keep)
@@ -231,7 +266,7 @@ def availabilities(frame):
     pairs = sorted(set(frame["pair"]))
     return [(p, by, keep) for p in pairs for by, keeps in keeps_of(frame, p).items() for keep in keeps]
 
-# %% ../nbs/14b_results.ipynb #14c043
+# %% ../nbs/14b_results.ipynb #14c046
 BOUND, OURS = "supervised", ("dallmi", "anchored")
 
 def is_ours(method, ours=OURS):
@@ -245,14 +280,14 @@ def sort_methods(methods, ours=OURS):
     mine = lambda m: next((i for i, o in enumerate(ours, 1) if m.startswith(o)), 0)
     return sorted(set(methods), key=lambda m: (m == BOUND, mine(m), place(m), m))
 
-# %% ../nbs/14b_results.ipynb #14c046
+# %% ../nbs/14b_results.ipynb #14c049
 def pivot(frame, pair, by, metric, how="mean", ours=OURS, keeps=None):
     "`how` ('mean', 'std' with n−1, 'count') of `metric` over seeds: methods × `keeps`; NaN where nothing finished."
     keeps = keeps_of(frame, pair).get(by, [np.nan]) if keeps is None else keeps
     table = pd.DataFrame({k: at(frame, pair, by, k).groupby("method")[metric].agg(how) for k in keeps})
     return table.reindex(sort_methods(table.index, ours))
 
-# %% ../nbs/14b_results.ipynb #14c049
+# %% ../nbs/14b_results.ipynb #14c052
 def summary(frame):
     "One row a pair, method and availability: cells, failed, mean and sd of every metric over seeds, median costs."
     groups = frame.groupby(["pair", "method", "by", "keep"], dropna=False)
@@ -264,7 +299,7 @@ def summary(frame):
     for cost in ("seconds", "memory_mb"): table[cost] = groups[cost].median()
     return table.reset_index()
 
-# %% ../nbs/14b_results.ipynb #14c052
+# %% ../nbs/14b_results.ipynb #14c055
 def percent(keep):
     "Column title for an availability."
     return "any" if np.isnan(keep) else f"{100 * keep:g} %"
@@ -290,7 +325,7 @@ def size_row(frame):
     row["seeds"] = ", ".join(map(str, sorted(set(frame["seed"]))))
     return row | {"finished": f"{len(done)}", "failed": f"{len(frame) - len(done)}"}
 
-# %% ../nbs/14b_results.ipynb #14c054
+# %% ../nbs/14b_results.ipynb #14c057
 def pair_settings(cells):
     "Settings shared by the `cells` of one pair, a dict; also the learning rate where methods do not differ in it."
     shared = {k: v for c in cells for k, v in shared_settings(c).items()}

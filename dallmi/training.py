@@ -21,7 +21,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from .data import InputError, label_matrix
 from .inference import pad_rows, quiet_transformers
-from .long_runs import CarefulTrainer, Progress, Tally, TrainingDiverged, last_checkpoint
+from .long_runs import CarefulTrainer, Tally
 from .losses import anchored_loss, bce_loss, variation_loss
 from .mixup import check_model, draw_pairs, mixed_forward, mixup_loss
 from .sampling import BalancedBatchSampler
