@@ -39,7 +39,7 @@ from .masking import mask_labels
 from .metrics import chance_map, expected_f1_thresholds, evaluate_scores
 from .mixup import check_model
 from .long_runs import Progress, last_checkpoint
-from .priors import at_prior, estimate_prior, positive_weights
+from .priors import at_prior, estimate_prior, positive_weights, without_tick
 from .training import HUB_DEFAULT, DallmiArguments, DallmiTrainer, default_model, load_encoder, start_at_prior
 
 # %% ../nbs/10_adapt.ipynb #10c010
@@ -155,7 +155,8 @@ def anchored_to(phi, target, s):
     "`target` with the column `anchor`, and the weights [L] of its observed positives, from the source model's Φ, `phi` [N, L]."
     seen = label_matrix(target)
     prior = estimate_prior(phi, seen, s.tick_trust)
-    return target.add_column("anchor", at_prior(phi, prior).tolist()), positive_weights(prior, seen, s.max_pos_weight)
+    anchor = without_tick(at_prior(phi, prior), prior, seen)
+    return target.add_column("anchor", anchor.tolist()), positive_weights(prior, seen, s.max_pos_weight)
 
 def adapt_model(name, s, model, tokenizer, target, folder, **choices):
     "Train `model` on `target` by the settings' method, or by what `choices` say instead. Returns texts per second."
@@ -322,7 +323,8 @@ def adapt(s, out="dallmi-adapted", overwrite=False):
     done = run_stages(s, work, tokenizer, model, target, test_ids)
     chance = prevalences(truth, names) if test else {}
     results = {"models": score_models(done, truth, names) if test else {}, "chance": chance,
-               "counts": dict(source=len(source), target=len(target), test=len(test_ids), labels=len(names), observed=int((seen == 1).sum())),
+               "counts": dict(source=len(source), target=len(target), test=len(test_ids), labels=len(names), observed=int((seen == 1).sum()),
+                              cut=sum(len(ids) == s.max_length for ids in target["input_ids"])),
                "observed": dict(zip(names, (seen == 1).sum(0).tolist())), "seconds": round(time.time() - began, 1), "versions": versions()}
     if is_main():
         model.load_state_dict(load_file(work / "weights" / "model.safetensors"))
@@ -336,6 +338,8 @@ def report(s, results, out):
     c, models = results["counts"], results["models"]
     known = f"{c['observed']} known positive labels" + (f" ({100 * s.keep:g} % by {s.by}, seed {s.seed})" if s.keep else "")
     lines = [f"{c['source']} source texts, {c['target']} target texts, {c['labels']} labels, {known}"]
+    longer = f"{c['cut']} target texts are longer than the {s.max_length} tokens that are read; --max-length {2 * s.max_length} reads more, and takes longer"
+    lines += [longer] * (c["cut"] > c["target"] / 5)
     if models:
         chance = 100 * np.mean([p for n, p in results["chance"].items() if models["source"]["AP"][n] is not None])
         lines += [f"scored on {c['test']} held-out target texts; chance mAP {chance:.1f}"]
