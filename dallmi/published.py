@@ -52,7 +52,7 @@ def published_loss(model, batch, pairs):
     text, labels = {k: batch[k] for k in ("input_ids", "attention_mask")}, batch["labels"]
     return (published_variation(model(**text).logits, labels) + published_mixup(model, text, pairs)) / labels.shape[1]
 
-# %% ../nbs/17_speed.ipynb #17c035
+# %% ../nbs/17_speed.ipynb #17c037
 def published_step(model, optimizer, batch):
     """One step of the published scheme; returns its loss, a detached scalar.
 
@@ -65,7 +65,7 @@ def published_step(model, optimizer, batch):
     optimizer.zero_grad()
     return loss.detach()
 
-# %% ../nbs/17_speed.ipynb #17c036
+# %% ../nbs/17_speed.ipynb #17c038
 def published_batch(tokenizer, rows):
     "`input_ids`, `attention_mask` [B, 128] and `labels` [B, L] of tokenized rows."
     texts = pad_rows(tokenizer, [r["input_ids"] for r in rows], 128)
