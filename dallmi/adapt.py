@@ -338,7 +338,7 @@ def report(s, results, out):
     c, models = results["counts"], results["models"]
     known = f"{c['observed']} known positive labels" + (f" ({100 * s.keep:g} % by {s.by}, seed {s.seed})" if s.keep else "")
     lines = [f"{c['source']} source texts, {c['target']} target texts, {c['labels']} labels, {known}"]
-    longer = f"{c['cut']} target texts are longer than the {s.max_length} tokens that are read; --max-length {2 * s.max_length} reads more, and takes longer"
+    longer = f"{c['cut']} target texts fill the {s.max_length} tokens that are read, so most of them are cut; a larger --max-length reads more, and takes longer"
     lines += [longer] * (c["cut"] > c["target"] / 5)
     if models:
         chance = 100 * np.mean([p for n, p in results["chance"].items() if models["source"]["AP"][n] is not None])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYNTHETIC_LABELS', 'SYNTHETIC_SKILL', 'SURVIVES', 'KEEPLESS', 'IDENTITY', 'METRICS', 'PER_LABEL', 'FINISHED',
            'PER_METHOD', 'BOUND', 'OURS', 'normal_of', 'synthetic_scores', 'synthetic_numbers', 'synthetic_cell',
-           'write_cell', 'synthetic_grid', 'metric_problem', 'cell_problem', 'write_json', 'parse_cell', 'read_cell',
+           'write_cell', 'synthetic_grid', 'metric_problem', 'cell_problem', 'write_json', 'checked_cell', 'read_cell',
            'cell_files', 'identity', 'drop_copies', 'shared_settings', 'comparable', 'check_together', 'rounded',
            'pack_cells', 'read_cells', 'load_cells', 'cell_row', 'cells_frame', 'label_rows', 'labels_frame', 'at',
            'keeps_of', 'availabilities', 'is_ours', 'sort_methods', 'pivot', 'summary', 'percent', 'points',
@@ -123,7 +123,7 @@ def write_json(path, value):
         os.replace(new, path)
     finally: new.unlink(missing_ok=True)
 
-def parse_cell(text, path):
+def checked_cell(text, path):
     "The cell in a JSON text, a dict. Raises `InputError` that names `path`, where it comes from, if it is no result."
     try: cell = json.loads(text)
     except ValueError:
@@ -135,7 +135,7 @@ def parse_cell(text, path):
 
 def read_cell(path):
     "The cell in one JSON file, a dict. Raises `InputError` that names the file where it holds no result."
-    try: return parse_cell(Path(path).read_text(encoding="utf-8"), path)
+    try: return checked_cell(Path(path).read_text(encoding="utf-8"), path)
     except OSError as e: raise InputError(f"'{path}' cannot be read: {e.strerror}.") from None
 
 # %% ../nbs/14b_results.ipynb #14c022
@@ -207,7 +207,7 @@ def read_cells(place):
     "The cells in a folder of results or in a packed file, {where: cell}. Raises `InputError` for what is no result."
     if not Path(place).is_file(): return {path: read_cell(path) for path in cell_files(place)}
     lines = Path(place).read_text(encoding="utf-8").splitlines()
-    return {f"{place}, line {i}": parse_cell(line, f"{place}, line {i}") for i, line in enumerate(lines, 1)}
+    return {f"{place}, line {i}": checked_cell(line, f"{place}, line {i}") for i, line in enumerate(lines, 1)}
 
 # %% ../nbs/14b_results.ipynb #14c032
 def load_cells(results):
