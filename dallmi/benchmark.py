@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES_OF_FILES', 'QUICK', 'Cell', 'Grid', 'check_pair', 'configuration', 'cell_file', 'sentence', 'die_with_parent',
-           'work', 'child_main', 'start_child', 'is_done', 'mean_of', 'guess', 'time_left', 'Run', 'check_folder',
+           'work', 'child_main', 'start_child', 'finished_cell', 'mean_of', 'guess', 'time_left', 'Run', 'check_folder',
            'benchmark']
 
 # %% ../nbs/14_benchmark.ipynb #14c003
@@ -26,11 +26,11 @@ from filelock import FileLock, Timeout
 
 # %% ../nbs/14_benchmark.ipynb #14c005
 import dallmi
-from .adapt import digest, load_all, source_model
+from .adapt import digest, load_all
 from .config import Settings
 from .data import InputError, check_disjoint, label_matrix, label_names, unknown_name
 from .long_runs import TrainingDiverged, in_words
-from .methods import METHODS, NO_AVAILABILITY, parse_method, run_method
+from .methods import METHODS, NO_AVAILABILITY, parse_method, run_method, shared_source_model
 from .results import check_together, read_cell, write_json
 
 # %% ../nbs/14_benchmark.ipynb #14c009
@@ -139,7 +139,7 @@ def work(job):
     "What a child does with a job: {'settings', 'config', 'path', 'rates', 'began'}; without a path it only makes sure that the source model is there."
     s = Settings(**job["settings"])
     if not job["path"]:
-        source_model(replace(s, seed=0), load_all(s)[0])
+        shared_source_model(s, load_all(s)[0])
         return
     began = job["began"]
     try: result = run_method(parse_method(job["config"]["cell"]["method"])[0], s, job["rates"])
@@ -170,10 +170,11 @@ def start_child(job, threads, log):
     return child
 
 # %% ../nbs/14_benchmark.ipynb #14c028
-def is_done(path):
-    "Whether a cell's file holds numbers."
-    try: return "metrics" in json.loads(path.read_text())
-    except (OSError, ValueError): return False
+def finished_cell(path):
+    "The cell in the file at `path`; None where it holds no numbers."
+    try: cell = json.loads(path.read_text())
+    except (OSError, ValueError): return None
+    return cell if "metrics" in cell else None
 
 QUICK = ("source", "tfidf")  # nothing is trained: no measure of what a training takes
 
@@ -202,8 +203,8 @@ class Run:
         self.threads, self.children, self.stopped = max(1, (os.cpu_count() or 1) // jobs), set(), False
         self.configs = {c: configuration(grid, c, data[c.pair]) for c in grid.cells()}
         self.paths = {c: cell_file(out, config) for c, config in self.configs.items()}
-        self.todo = [c for c, path in self.paths.items() if not is_done(path)]
-        self.took = {c: json.loads(p.read_text())["cell_seconds"] for c, p in self.paths.items() if c not in self.todo}
+        self.took = {c: done["cell_seconds"] for c, path in self.paths.items() if (done := finished_cell(path))}
+        self.todo = [c for c in self.paths if c not in self.took]
 
     def say(self, text): print(text, file=self.stream, flush=True)
 
@@ -256,7 +257,7 @@ class Run:
                 self.stopped = True
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in list(self.children): child.kill()
-        return [c for c, p in self.paths.items() if not is_done(p)]
+        return [c for c, p in self.paths.items() if not finished_cell(p)]
 
 # %% ../nbs/14_benchmark.ipynb #14c033
 def check_folder(out, planned):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLAIN', 'CYCLED', 'METHODS', 'NO_AVAILABILITY', 'BUDGET', 'MIXING', 'ANCHORING', 'CHANGEABLE', 'LOSSES', 'read_value',
            'parse_method', 'best_f1', 'measure', 'Task', 'nnpu_of', 'spu_of', 'train_method', 'validation_loss',
-           'choose_lr', 'neural_scores', 'word_scores', 'run_method']
+           'choose_lr', 'shared_source_model', 'neural_scores', 'word_scores', 'run_method']
 
 # %% ../nbs/13b_methods.ipynb #13c003
 import tempfile
@@ -155,9 +155,13 @@ def choose_lr(name, task, rates):
     return min(losses, key=losses.get)
 
 # %% ../nbs/13b_methods.ipynb #13c031
+def shared_source_model(s, source):
+    "Tokenizer and source model of all cells of a pair, whatever their seed."
+    return source_model(replace(s, seed=0), source)
+
 def neural_scores(name, s, source, target, test, seen, rates):
     "Φ of the target's and the test's texts after training by method `name`, seconds of training, and the learning rate."
-    tokenizer, model = source_model(replace(s, seed=0), source)
+    tokenizer, model = shared_source_model(s, source)
     source, target, test = (tokenize_domain(d, tokenizer, s.max_length) for d in (source, target, test))
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
