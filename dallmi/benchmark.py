@@ -26,12 +26,12 @@ from filelock import FileLock, Timeout
 
 # %% ../nbs/14_benchmark.ipynb #14c005
 import dallmi
-from .adapt import digest, load_all
 from .config import Settings
 from .data import InputError, check_disjoint, label_matrix, label_names, unknown_name
 from .long_runs import TrainingDiverged, in_words
 from .methods import METHODS, NO_AVAILABILITY, parse_method, run_method, shared_source_model
 from .results import check_together, read_cell, write_json
+from .stages import digest, load_all
 
 # %% ../nbs/14_benchmark.ipynb #14c009
 @dataclass(frozen=True)

@@ -139,8 +139,9 @@ def to_settings(args):
 def run_adapt(args):
     "`dallmi adapt` and `dallmi demo`: the run, then its table and where things are."
     settings = to_settings(args)
-    from dallmi.adapt import adapt, is_main, report
+    from dallmi.adapt import adapt, report
     from dallmi.long_runs import TrainingDiverged
+    from dallmi.stages import is_main
     try: results = adapt(settings, args.out, args.overwrite)
     except TrainingDiverged as e: fail(e, 1)
     if is_main(): print(report(settings, results, args.out))

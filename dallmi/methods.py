@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 # %% ../nbs/13c_methods.ipynb #13c005
-from .adapt import adapt_model, load_all, prevalences, source_model, versions
+from .adapt import prevalences, versions
 from .adversarial import adversarial_adaptation
 from .baselines import asl_loss, em_loss, linear_model, splc_loss
 from .config import Settings, method_of
@@ -29,6 +29,7 @@ from .masking import mask_labels
 from .metrics import expected_f1_thresholds, known_f1, per_label_ap, scored_labels
 from .priors import estimate_prior
 from .risks import nnpu_loss, spu_loss
+from .stages import adapt_model, load_all, source_model
 
 # %% ../nbs/13c_methods.ipynb #13c009
 PLAIN = dict(objective="bce", form="norm", balanced_share=0.0, mixup_weight=0.0, mixup_rows=1)
