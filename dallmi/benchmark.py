@@ -257,7 +257,7 @@ class Run:
                 self.stopped = True
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in list(self.children): child.kill()
-        return [c for c, p in self.paths.items() if not finished_cell(p)]
+        return [c for c in self.paths if c not in self.took]
 
 # %% ../nbs/14_benchmark.ipynb #14c033
 def check_folder(out, planned):
