@@ -1,4 +1,5 @@
 "Packaging: everything that varies is read from settings.ini."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -22,9 +23,11 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["dallmi", "dallmi.*"]),
-    package_data={"dallmi": ["films/*.csv"]},
+    package_data={"dallmi": ["films/*.csv", "py.typed"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("offline", "dev")},
+    extras_require={
+        extra: cfg[f"{extra}_requirements"].split() for extra in ("offline", "dev", "docs")
+    },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     classifiers=[
         "Development Status :: 3 - Alpha",

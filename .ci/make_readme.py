@@ -1,4 +1,7 @@
-"Write README.md from nbs/index.ipynb, with paths seen from the root; `--check` compares and fails where they differ."
+"""Write README.md from nbs/index.ipynb, with paths seen from the root.
+
+`--check` compares and fails where they differ."""
+
 import re
 import sys
 from pathlib import Path
@@ -13,7 +16,9 @@ def readme():
     nb = nbformat.read(root / "nbs/index.ipynb", as_version=4)
     nb.cells = [c for c in nb.cells if not c.source.startswith("#| hide")]
     for cell in nb.cells:
-        cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
+        cell.source = "\n".join(
+            line for line in cell.source.splitlines() if not line.startswith("#|")
+        )
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", text)
     text = text.replace("](../", "](")
