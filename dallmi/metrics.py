@@ -107,14 +107,21 @@ def _check_values(
     raise ValueError(f"The {what} of row {row}, label {names[column]!r} is {value}: {hint}.")
 
 
-def _check_inputs(probs: np.ndarray, labels: np.ndarray, names: Sequence[Any]) -> None:
-    "Raise ValueError, naming the place, where `probs` or `labels` are not what they should be."
+def _check_inputs(
+    probs: np.ndarray, labels: np.ndarray, names: Sequence[Any], thresholds: np.ndarray
+) -> None:
+    "Raise ValueError, naming the place, where an argument of `evaluate` is not what it should be."
     if probs.shape != labels.shape or probs.ndim != 2:
         raise ValueError(
             f"probs {probs.shape} and labels {labels.shape} must have the same shape [N, L]."
         )
     if len(names) != labels.shape[1]:
         raise ValueError(f"There are {len(names)} names for {labels.shape[1]} labels.")
+    if thresholds.shape not in ((), (len(names),)):
+        raise ValueError(
+            f"thresholds have the shape {thresholds.shape}: give one number, or one for each "
+            f"of {len(names)} labels."
+        )
     is_prob = (probs >= 0) & (probs <= 1 + 1e-6)
     hint = "it is not in [0, 1]; NaN comes from a model that diverged, other values may be logits"
     _check_values("probability", probs, is_prob, names, hint)
@@ -163,15 +170,11 @@ def evaluate(
     probs = np.asarray(probs, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.float64)
     names = list(range(labels.shape[-1])) if label_names is None else list(label_names)
-    _check_inputs(probs, labels, names)
-    if np.shape(thresholds) not in ((), (len(names),)):
-        raise ValueError(
-            f"thresholds have the shape {np.shape(thresholds)}: give one number, or one for each "
-            f"of {len(names)} labels."
-        )
+    limits = np.asarray(thresholds)
+    _check_inputs(probs, labels, names, limits)
     scored = _require_scored(labels)
     _warn_left_out(names, scored)
-    positive = probs > np.asarray(thresholds)
+    positive = probs > limits
     columns = {
         "AP": per_label_ap(probs, labels),
         "AP@0.5": per_label_ap(probs > 0.5, labels),

@@ -30,7 +30,6 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.trainer_utils import set_seed
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c003
 import dallmi
 from dallmi.data.domain import (
     Domain,
@@ -57,7 +56,7 @@ from dallmi.training.encoder import (
 )
 from .training.trainer import DallmiArguments, DallmiTrainer
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c006
+# %% ../nbs/2_using/18_pipeline.ipynb #18c005
 @dataclass(frozen=True)
 class Task:
     """What one run works on: `source` labelled, `target` with its labels as a method may see
@@ -72,7 +71,7 @@ class Task:
     test: Domain | None = None
     all_labels: np.ndarray | None = None
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c007
+# %% ../nbs/2_using/18_pipeline.ipynb #18c006
 def _where(domain: Any, otherwise: str) -> str:
     "What to call a domain in a message: its path, or `otherwise`."
     return str(domain) if isinstance(domain, (str, os.PathLike)) else otherwise
@@ -91,7 +90,7 @@ def _hold_out(
     check_positives(target, where)
     return target, test
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c008
+# %% ../nbs/2_using/18_pipeline.ipynb #18c007
 def load_task(
     source: DomainLike | Domain,
     target: DomainLike | Domain,
@@ -132,7 +131,7 @@ def load_task(
     seen = mask_labels(labels, label_fraction, masking, seed, trust_negatives)
     return Task(first, second.with_labels(seen), held_out, labels)
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c020
+# %% ../nbs/2_using/18_pipeline.ipynb #18c018
 def untrained_classifier(
     label_names: Sequence[str],
     model: Path | str | None = None,
@@ -148,7 +147,7 @@ def untrained_classifier(
     tokenize_domain(Domain(["a"], np.zeros((1, len(names))), names), tokenizer, max_length)
     return Classifier(network, tokenizer, max_length, bf16)
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c023
+# %% ../nbs/2_using/18_pipeline.ipynb #18c021
 def _train_classifier(
     title: str,
     classifier: Classifier,
@@ -198,7 +197,7 @@ def _train_classifier(
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c029
+# %% ../nbs/2_using/18_pipeline.ipynb #18c027
 def digest(*parts: Any) -> str:
     "Twenty-four hexadecimal digits made from bytes and JSON-able values."
     h = hashlib.sha256()
@@ -206,7 +205,7 @@ def digest(*parts: Any) -> str:
         h.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
     return h.hexdigest()[:24]
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c031
+# %% ../nbs/2_using/18_pipeline.ipynb #18c029
 @dataclass(frozen=True)
 class SourceStage:
     "How the source model is fine-tuned: everything besides the texts that decides it."
@@ -231,7 +230,7 @@ def _source_key(source: Domain, classifier: Classifier, stage: SourceStage) -> s
     data = [source.texts, source.label_names, source.labels.tobytes()]
     return digest(*weights, *data, how)
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c034
+# %% ../nbs/2_using/18_pipeline.ipynb #18c032
 def is_main() -> bool:
     "Whether this is the only process, or the first of several."
     return int(os.environ.get("RANK", 0)) == 0
@@ -242,7 +241,7 @@ def barrier() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c035
+# %% ../nbs/2_using/18_pipeline.ipynb #18c033
 def _train_source(source: Domain, classifier: Classifier, stage: SourceStage, folder: Path) -> None:
     "Fine-tune the classifier on `source` and put its weights into `folder`."
     work = Path(f"{folder}.partial")
@@ -259,7 +258,7 @@ def _train_source(source: Domain, classifier: Classifier, stage: SourceStage, fo
         shutil.rmtree(work)
     barrier()
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c037
+# %% ../nbs/2_using/18_pipeline.ipynb #18c035
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """While open, no other run is inside for the same `folder`; the processes of one run go in
@@ -280,7 +279,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     finally:
         lock.release()
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c039
+# %% ../nbs/2_using/18_pipeline.ipynb #18c037
 def source_classifier(
     source: Domain, classifier: Classifier, stage: SourceStage = SourceStage()
 ) -> Classifier:
@@ -296,7 +295,7 @@ def source_classifier(
     nn.Module.to(classifier.model, accelerator_or_cpu())
     return classifier
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c047
+# %% ../nbs/2_using/18_pipeline.ipynb #18c046
 def _preparation(loss: Any) -> Callable[..., dict[str, np.ndarray]] | None:
     "The `prepare` of a loss that has one of its own, and so needs the teacher's probabilities."
     own = getattr(type(loss), "prepare", Loss.prepare)
@@ -310,7 +309,7 @@ def _with_columns(rows: Dataset, columns: Mapping[str, np.ndarray]) -> Dataset:
         rows = rows.add_column(name, values.tolist())
     return rows
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c050
+# %% ../nbs/2_using/18_pipeline.ipynb #18c049
 @dataclass(frozen=True)
 class MethodScores:
     "What a method says: probabilities of the target's texts [N, L] and the test's [M, L]."
@@ -393,7 +392,7 @@ class Pipeline:
         )
         return self.scores(time.monotonic() - began)
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c068
+# %% ../nbs/2_using/18_pipeline.ipynb #18c066
 def versions() -> dict[str, Any]:
     "What the numbers depend on besides the settings."
     return {

@@ -218,7 +218,7 @@ def match_labels(source: Domain, target: Domain, where: str = "target") -> Domai
         "Restrict both to common labels with only_labels=… (--only-labels)."
     )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c044
+# %% ../../nbs/1_method/01_domains.ipynb #01c045
 def check_positives(
     domain: Domain,
     where: str,
@@ -232,7 +232,7 @@ def check_positives(
             f"{where}: no observed positive of {listing(none)}; label at least one text or {hint}."
         )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c047
+# %% ../../nbs/1_method/01_domains.ipynb #01c048
 def _text_key(text: str) -> bytes:
     "Digest of `text` without case, blanks and punctuation: equal for copies."
     text = unicodedata.normalize("NFKC", text).casefold()
@@ -254,7 +254,7 @@ def check_disjoint(train: Domain, test: Domain) -> None:
             f"{both[0][0]!r}, in the test {both[0][1]!r}); remove them from one of the two."
         )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c053
+# %% ../../nbs/1_method/01_domains.ipynb #01c054
 def _split_rows(texts: list[str], test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "Row numbers of a train and a test part; copies of a text go to the same part."
     if not 0 < test < 1:
@@ -273,7 +273,7 @@ def _split_rows(texts: list[str], test: float, seed: int) -> tuple[np.ndarray, n
         )
     return rows[cut:], rows[:cut]
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c057
+# %% ../../nbs/1_method/01_domains.ipynb #01c058
 def tokenize_domain(
     domain: Domain, tokenizer: "PreTrainedTokenizerBase", max_length: int = 128
 ) -> Dataset:

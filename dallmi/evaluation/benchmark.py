@@ -1,9 +1,9 @@
 """A grid of trials, methods × pairs × label fractions × seeds, that survives being killed."""
 
-__all__ = ["Trial", "Grid", "run_trial", "benchmark", "BASELINES"]
+__all__ = ["Trial", "BASELINES", "Grid", "run_trial", "benchmark"]
 
+import inspect
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -11,26 +11,28 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from loky.process_executor import ProcessPoolExecutor, TerminatedWorkerError
+from loky import ProcessPoolExecutor
+from loky.process_executor import TerminatedWorkerError
 
 import dallmi
 from dallmi.baselines.adversarial import adapt_adversarially
 from dallmi.baselines.linear import fit_linear
-from dallmi.data.domain import Domain
 from dallmi.errors import InputError, unknown_name
 from dallmi.evaluation.results import check_together, read_trial
 from dallmi.files import write_json
 from dallmi.losses import variation_loss
-from dallmi.metrics import evaluate, prevalences
+from dallmi.metrics import evaluate, expected_f1_thresholds, prevalences
 from dallmi.pipeline import (
     MethodScores,
     Pipeline,
@@ -44,17 +46,14 @@ from dallmi.pipeline import (
 )
 from dallmi.recipes import RECIPES, Recipe, find_recipe
 from dallmi.settings import Settings
-from dallmi.thresholds import expected_f1_thresholds
 from dallmi.training.callbacks import TrainingDiverged, duration
-
-BUDGET = {"batch_size": 16, "epochs": 3}
-AAD_RATE = 0.1  # the published rate of AAD, 1e-5, is a tenth of the other methods'
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a grid. `label_fraction` and `masking` are None where they make no
-    difference."""
+    """One training of a grid.
+
+    `label_fraction` and `masking` are None where they make no difference."""
 
     pair: str
     method: str
@@ -67,48 +66,10 @@ class Trial:
         return f"{self.pair} {self.method}{how} seed {self.seed}"
 
 
-Budget = Mapping[str, Any]
-Opener = Callable[[], Pipeline]  # makes the pipeline of a trial, source model and all
-
-
-def _source_scores(task: Task, open_pipeline: Opener, budget: Budget) -> MethodScores:
-    "The source model as it is."
-    return open_pipeline().source_scores()
-
-
-def _linear_scores(task: Task, open_pipeline: Opener, budget: Budget) -> MethodScores:
-    """A linear model of words, on the source's labels and the target's observed ones; no source
-    model."""
-    assert task.test is not None
-    began = time.monotonic()
-    score = fit_linear(task.source.texts, task.source.labels, task.target.texts, task.target.labels)
-    seconds = time.monotonic() - began
-    return MethodScores(score(task.target.texts), score(task.test.texts), seconds)
-
-
-def _adversarial_scores(task: Task, open_pipeline: Opener, budget: Budget) -> MethodScores:
-    "Adversarial adaptation with distillation, without a label of the target."
-    pipeline = open_pipeline()
-    began = time.monotonic()
-    adapt_adversarially(
-        pipeline.classifier,
-        pipeline.classifier.tokenize(task.source.texts),
-        pipeline.rows["input_ids"][:],
-        budget["epochs"],
-        budget["batch_size"],
-        budget["learning_rate"] * AAD_RATE,
-        pipeline.seed,
-    )
-    return pipeline.scores(time.monotonic() - began)
-
-
-BASELINES: dict[str, Callable[[Task, Opener, Budget], MethodScores]] = {
-    "source": _source_scores,
-    "tfidf": _linear_scores,
-    "unsupervised": _adversarial_scores,
-}
-FREE = ("source", "unsupervised")  # methods that look at no label of the target
-UNTRAINED = ("source", "tfidf")  # their seconds say nothing about a training
+BASELINES = ("source", "tfidf", "unsupervised")
+_FREE = ("source", "unsupervised")  # methods that look at no label of the target
+_UNTRAINED = ("source", "tfidf")  # their seconds say nothing about a training
+_BUDGET = {"batch_size": 16, "epochs": 3}
 
 
 @dataclass
@@ -116,10 +77,10 @@ class Grid:
     """What `dallmi benchmark` runs: every pair × method × label fraction × masking × seed.
 
     `methods`: names of `BASELINES`, recipes, or recipes with changes; `recipes`: your own,
-    {name: recipe}. `settings`: those of all trials; `budget`: `epochs` and `batch_size` of all
-    that do not say otherwise. With several learning rates each trial chooses its own, by the
-    variation loss on held-out target texts, without a hidden label. Raises `InputError` for what
-    cannot be run."""
+    {name: recipe}. `settings`: those of all trials. `budget`: `epochs` and `batch_size` of all
+    methods that do not change them in their name. With several learning rates each trial chooses
+    its own, by the variation loss on held-out target texts, without a hidden label. Raises
+    `InputError` for what cannot be run."""
 
     pairs: Sequence[str]
     methods: Sequence[str] = (*BASELINES, *RECIPES)
@@ -137,15 +98,23 @@ class Grid:
         for name in lists:
             if isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise InputError(f"The grid needs a list of {name}, at least one.")
+        for name, recipe in self.recipes.items():
+            if not isinstance(recipe, Recipe) or name in BASELINES:
+                raise InputError(f"recipes[{name!r}] must be a Recipe, and no name of a baseline.")
         own = [method for method in self.methods if "learning_rate=" in method]
         if own and len(self.learning_rates) > 1:
             raise InputError(
                 f"{own[0]!r} names its rate, so it cannot choose one of several; drop one of both."
             )
-        for trial in self.trials():
-            self.trial_settings(trial)
-            for rate in self.learning_rates:
+        for rate in self.learning_rates:
+            find_recipe("partial", defaults=self.budget_at(rate))
+            for trial in self.trials():
                 self.recipe(trial.method, rate)
+                self.trial_settings(trial)
+
+    def budget_at(self, learning_rate: float) -> dict[str, Any]:
+        "`batch_size`, `epochs` and `learning_rate` of a method that does not change them."
+        return {**_BUDGET, **self.budget, "learning_rate": learning_rate}
 
     def recipe(self, method: str, learning_rate: float | None = None) -> Recipe | None:
         "The recipe of a method at the grid's budget; None for a baseline."
@@ -154,22 +123,20 @@ class Grid:
         known = {**RECIPES, **self.recipes}
         if method.partition(":")[0] not in known:
             raise unknown_name("method", method, [*BASELINES, *known])
-        rate = self.learning_rates[0] if learning_rate is None else learning_rate
-        budget = {**BUDGET, **self.budget, "learning_rate": rate}
-        return find_recipe(method, known, defaults=budget)
+        return find_recipe(
+            method, known, defaults=self.budget_at(learning_rate or self.learning_rates[0])
+        )
 
     def trials(self) -> list[Trial]:
-        "The trials, each once: methods that look at no label, or at all, have one per seed."
+        "The trials, each once: a method that sees none or all of the labels has one per seed."
         found = []
-        for seed in self.seeds:
-            for masking in self.maskings:
-                for fraction in self.label_fractions:
-                    for pair in self.pairs:
-                        for method in self.methods:
-                            recipe = self.recipe(method)
-                            free = method in FREE or (recipe and recipe.labels == "all")
-                            share, how = (None, None) if free else (fraction, masking)
-                            found.append(Trial(pair, method, share, how, seed))
+        axes = (self.seeds, self.maskings, self.label_fractions, self.pairs, self.methods)
+        for seed, masking, fraction, pair, method in product(*axes):
+            recipe = self.recipe(method)
+            if method in _FREE or (recipe and recipe.labels == "all"):
+                found.append(Trial(pair, method, seed=seed))
+            else:
+                found.append(Trial(pair, method, fraction, masking, seed))
         return list(dict.fromkeys(found))
 
     def files(self, pair: str) -> tuple[str, str]:
@@ -198,6 +165,7 @@ def _load(grid: Grid, trial: Trial) -> Task:
         label_columns=settings.label_columns,
         only_labels=settings.only_labels,
         max_rows=settings.max_rows,
+        trust_negatives=settings.trust_negatives,
         label_fraction=settings.label_fraction,
         masking=settings.masking,
         seed=settings.seed,
@@ -208,14 +176,8 @@ def _check_pair(grid: Grid, pair: str) -> str:
     "Digest of a pair's texts and labels. Raises `InputError` for a pair that cannot be used."
     folder = Path(grid.data_dir)
     if pair != "films" and not (folder / pair).is_dir():
-        folders = folder.iterdir() if folder.is_dir() else ()
-        there = sorted(p.name for p in folders if (p / "source.csv").is_file())
-        raise unknown_name(f"pair in '{grid.data_dir}' called", pair, [*there, "films"])
-    for file in grid.files(pair):
-        if pair != "films" and not Path(file).is_file():
-            raise InputError(
-                f"The pair {pair!r} has no file '{file}'; it needs source.csv and target.csv."
-            )
+        there = sorted(path.parent.name for path in folder.glob("*/source.csv"))
+        raise unknown_name(f"pair in '{folder}' called", pair, [*there, "films"])
     task = _load(grid, Trial(pair, "source", seed=grid.seeds[0]))
     assert task.test is not None and task.all_labels is not None
     labels = np.concatenate([task.all_labels, task.test.labels])
@@ -226,66 +188,57 @@ def _check_pair(grid: Grid, pair: str) -> str:
                 "them, and hides some itself."
             )
     target = sorted(zip(task.target.texts + task.test.texts, labels.tolist(), strict=True))
-    source: Domain = task.source
+    source = task.source
     return digest(source.texts, source.labels.tolist(), source.label_names, target)
 
 
+def _code(loss: torch.nn.Module) -> str | None:
+    "Digest of the source code of a loss that this package does not bring; None for its own."
+    if type(loss).__module__.startswith("dallmi."):
+        return None
+    functions = [value for value in vars(type(loss)).values() if inspect.isfunction(value)]
+    try:
+        return digest(*map(inspect.getsource, functions))
+    except OSError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    "An array, tensor or NumPy number as JSON has it."
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise InputError(
+        f"A loss has the parameter {str(value)[:40]!r}, which a result file cannot hold; use "
+        "numbers, words and lists."
+    )
+
+
 def _configuration(grid: Grid, trial: Trial, data: str) -> dict[str, Any]:
-    "All that decides a trial's numbers, JSON-able; `data`: what `_check_pair` gave."
+    "All that decides a trial's numbers, as JSON has it; `data`: what `_check_pair` gave."
+    settings = asdict(grid.trial_settings(trial)) | grid.budget_at(grid.learning_rates[0])
     recipe = grid.recipe(trial.method)
-    rates = list(grid.learning_rates)
-    budget = {**BUDGET, **grid.budget, "learning_rate": rates if len(rates) > 1 else rates[0]}
-    described = None if recipe is None else recipe.describe()
-    if described is not None:
-        budget |= {key: described[key] for key in ("batch_size", "epochs")}
-    settings = asdict(grid.trial_settings(trial)) | budget | {"recipe": described}
-    return {
-        "version": dallmi.__version__,
-        "trial": asdict(trial),
-        "settings": settings,
-        "data": data,
-    }
+    if recipe is not None:
+        settings |= {name: getattr(recipe, name) for name in (*_BUDGET, "learning_rate")}
+        code = _code(recipe.loss)
+        settings["recipe"] = recipe.describe() | ({"code": code} if code else {})
+    if len(grid.learning_rates) > 1:
+        settings["learning_rate"] = list(grid.learning_rates)
+    config = {"version": dallmi.__version__, "trial": asdict(trial)}
+    return json.loads(json.dumps(config | {"settings": settings, "data": data}, default=_plain))
 
 
 def _trial_file(out: Path, config: Mapping[str, Any]) -> Path:
-    "Path of a trial's result."
+    "Path of a trial's result: words to read, and a digest of its whole configuration."
     t = config["trial"]
     share = [f"{t['label_fraction']:g}", t["masking"]] if t["label_fraction"] else []
     words = [t["pair"], t["method"], *share, f"s{t['seed']}", digest(config)[:10]]
-    return out / ("_".join(re.sub(r"[^\w.=-]+", "-", str(w)) for w in words) + ".json")
+    return out / ("_".join(re.sub(r"[^\w.=-]+", "-", word) for word in words) + ".json")
 
 
-def _validation_loss(probs: np.ndarray, observed: np.ndarray) -> float:
-    """Log-form variation loss of `probs` [N, L] on `observed` [N, L], summed over labels; lower
-    is better."""
-    clipped = torch.as_tensor(np.clip(probs, 1e-7, 1 - 1e-7), dtype=torch.float64)
-    labels = torch.as_tensor(observed, dtype=torch.float64)
-    return float(variation_loss(clipped.logit(), labels, "log"))
-
-
-def _choose_rate(pipeline: Pipeline, recipe: Recipe, rates: Sequence[float]) -> float:
-    """The rate with the smallest `_validation_loss` on a fifth of the target, which no trial
-    training sees."""
-    task = pipeline.task
-    rows = np.random.default_rng(pipeline.seed).permutation(len(task.target))
-    held, kept = np.split(rows, [len(rows) // 5])
-    all_labels = None if task.all_labels is None else task.all_labels[kept]
-    part = replace(task, target=task.target.select(kept), all_labels=all_labels, test=None)
-    pipeline.reset()
-    inner = Pipeline(part, pipeline.classifier, pipeline.seed)
-    losses = {}
-    for rate in rates:
-        with tempfile.TemporaryDirectory() as folder:
-            inner.train("search", recipe.change(learning_rate=rate), Path(folder))
-        probs = pipeline.classifier.score_tokens(pipeline.rows.select(held)["input_ids"])
-        losses[rate] = _validation_loss(probs, task.target.labels[held])
-    pipeline.reset()
-    return min(losses, key=lambda rate: losses[rate])
-
-
-def _pipeline(task: Task, settings: Settings) -> Pipeline:
+def _pipeline(grid: Grid, trial: Trial, task: Task) -> Pipeline:
     """The pipeline of a trial, from the source model that all trials of a pair share, whatever
     their seed."""
+    settings = grid.trial_settings(trial)
     fresh = untrained_classifier(
         task.source.label_names, settings.model, settings.max_length, settings.bf16, seed=0
     )
@@ -297,6 +250,80 @@ def _pipeline(task: Task, settings: Settings) -> Pipeline:
         seed=0,
     )
     return Pipeline(task, source_classifier(task.source, fresh, stage), settings.seed)
+
+
+def _fit_words(task: Task) -> MethodScores:
+    "The scores of a linear model of words, fitted on the source and the target's observed labels."
+    assert task.test is not None
+    began = time.monotonic()
+    score = fit_linear(task.source.texts, task.source.labels, task.target.texts, task.target.labels)
+    seconds = time.monotonic() - began
+    return MethodScores(score(task.target.texts), score(task.test.texts), seconds)
+
+
+_AAD_RATE = 0.1  # the published rate of AAD, 1e-5, is a tenth of the other methods'
+
+
+def _train(grid: Grid, method: str, rate: float, pipeline: Pipeline) -> MethodScores:
+    "Train the source model of a pipeline by a method, at a learning rate."
+    recipe = grid.recipe(method, rate)
+    if recipe is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            return pipeline.train(method, recipe, Path(folder))
+    pipeline.reset()
+    source_ids = pipeline.classifier.tokenize(pipeline.task.source.texts)
+    target_ids = pipeline.rows["input_ids"][:]
+    began = time.monotonic()
+    adapt_adversarially(
+        pipeline.classifier,
+        source_ids,
+        target_ids,
+        **grid.budget_at(rate * _AAD_RATE),
+        seed=pipeline.seed,
+    )
+    return pipeline.scores(time.monotonic() - began)
+
+
+def _validation_loss(probs: np.ndarray, observed: np.ndarray) -> float:
+    "Log-form variation loss of `probs` on `observed`, both [N, L], summed; lower is better."
+    clipped = torch.as_tensor(np.clip(probs, 1e-7, 1 - 1e-7), dtype=torch.float64)
+    labels = torch.as_tensor(observed, dtype=torch.float64)
+    return float(variation_loss(clipped.logit(), labels, "log"))
+
+
+def _choose_rate(grid: Grid, method: str, pipeline: Pipeline) -> float:
+    """The learning rate with the smallest `_validation_loss` on a fifth of the target, which no
+    training sees here."""
+    task = pipeline.task
+    rows = np.random.default_rng(pipeline.seed).permutation(len(task.target))
+    held, kept = np.split(rows, [len(rows) // 5])
+    all_labels = None if task.all_labels is None else task.all_labels[kept]
+    part = replace(task, target=task.target.select(kept), all_labels=all_labels, test=None)
+    pipeline.reset()
+    inner = Pipeline(part, pipeline.classifier, pipeline.seed)
+    losses = {}
+    for rate in grid.learning_rates:
+        _train(grid, method, rate, inner)
+        probs = pipeline.classifier.score_tokens(pipeline.rows.select(held)["input_ids"])
+        losses[rate] = _validation_loss(probs, task.target.labels[held])
+    return min(losses, key=losses.__getitem__)
+
+
+def _method_scores(grid: Grid, trial: Trial, task: Task) -> tuple[MethodScores, dict[str, float]]:
+    "The scores of a trial's method, and the learning rate that it chose, where there are several."
+    if trial.method == "tfidf":
+        return _fit_words(task), {}
+    pipeline = _pipeline(grid, trial, task)
+    if trial.method == "source":
+        return pipeline.source_scores(), {}
+    if len(grid.learning_rates) == 1:
+        return _train(grid, trial.method, grid.learning_rates[0], pipeline), {}
+    began = time.monotonic()
+    rate = _choose_rate(grid, trial.method, pipeline)
+    searched = time.monotonic() - began
+    scores = _train(grid, trial.method, rate, pipeline)
+    scores = replace(scores, seconds=scores.seconds + searched)
+    return scores, {"chosen_learning_rate": rate}
 
 
 def _peak_memory() -> int:
@@ -312,31 +339,11 @@ def _peak_memory() -> int:
         return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _method_scores(grid: Grid, trial: Trial, task: Task) -> tuple[MethodScores, dict[str, Any]]:
-    "The scores of a trial's method, and the learning rate that it chose, if it had a choice."
-    recipe = grid.recipe(trial.method)
-    rates = grid.learning_rates
-    settings = grid.trial_settings(trial)
-    if recipe is None:
-        budget = {**BUDGET, **grid.budget, "learning_rate": rates[0]}
-        return BASELINES[trial.method](task, lambda: _pipeline(task, settings), budget), {}
-    pipeline = _pipeline(task, settings)
-    began = time.monotonic()
-    chosen: dict[str, Any] = {}
-    if len(rates) > 1:
-        chosen = {"chosen_learning_rate": _choose_rate(pipeline, recipe, rates)}
-        recipe = recipe.change(learning_rate=chosen["chosen_learning_rate"])
-    searched = time.monotonic() - began
-    with tempfile.TemporaryDirectory() as folder:
-        scores = pipeline.train(trial.method, recipe, Path(folder))
-    return replace(scores, seconds=scores.seconds + searched), chosen
-
-
 def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
-    """Train and measure one trial; returns {metrics, labels, chance, counts, seconds, memory_mb,
-    …}.
+    """Train and measure one trial; returns metrics, labels, chance, counts, seconds, memory_mb and
+    versions.
 
-    Metrics are in [0, 1]; `seconds` are those of the adaptation, a search for the learning rate
+    Metrics are in [0, 1]. `seconds` are those of the adaptation, a search for the learning rate
     included, without source stage and scoring; `memory_mb` is the peak of the process so far."""
     task = _load(grid, trial)
     assert task.test is not None
@@ -345,17 +352,12 @@ def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
     thresholds = expected_f1_thresholds(scores.target)
     metrics = evaluate(scores.test, task.test.labels, names, thresholds)
     labels = metrics.pop("labels")
-    counts = {
-        "source": len(task.source),
-        "target": len(task.target),
-        "test": len(task.test),
-        "observed": int((task.target.labels == 1).sum()),
-    }
+    counts = {"source": len(task.source), "target": len(task.target), "test": len(task.test)}
     return {
         "metrics": metrics,
         "labels": labels,
         "chance": prevalences(task.test.labels, names),
-        "counts": counts,
+        "counts": counts | {"observed": int((task.target.labels == 1).sum())},
         "seconds": round(scores.seconds, 2),
         "memory_mb": round(_peak_memory() / 2**20, 1),
         "versions": versions(),
@@ -363,18 +365,8 @@ def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _sentence(error: BaseException) -> str:
-    "An exception as one sentence."
-    words = " ".join(str(error).split()) or "no message"
-    if isinstance(error, (InputError, TrainingDiverged)):
-        return words
-    return f"{type(error).__name__}: {words}"
-
-
 def _start_worker(log: str, parent: int) -> None:
-    """In a worker: write to the file `log`, ignore the terminal's Ctrl-C, and end when the
-    parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    "In a worker: write to the end of the file `log`, and end when the parent does."
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
@@ -387,39 +379,28 @@ def _start_worker(log: str, parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _train_source(grid: Grid, trial: Trial) -> None:
-    "In a worker: make sure that the source model of a trial's pair is in the cache."
-    _pipeline(_load(grid, trial), grid.trial_settings(trial))
+def _keep_interrupt_away() -> None:
+    """In a thread: the processes that it starts do not hear the terminal's Ctrl-C, from their first
+    moment on."""
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # Python's own, which would undo it if it began later
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
-def _work(grid: Grid, trial: Trial, config: dict[str, Any], path: Path) -> None:
+def _sentence(error: BaseException) -> str:
+    "An exception as one sentence."
+    words = " ".join(str(error).split()) or "no message"
+    known = isinstance(error, (InputError, TrainingDiverged))
+    return words if known else f"{type(error).__name__}: {words}"
+
+
+def _work(grid: Grid, trial: Trial, config: dict[str, Any], path: Path, began: float) -> None:
     "In a worker: run a trial and write its result, or what went wrong, so that the grid goes on."
-    began = time.time()
     try:
         result = run_trial(grid, trial)
     except Exception as e:
         result = {"error": _sentence(e)}
     write_json(path, config | result | {"trial_seconds": round(time.time() - began, 1)})
-
-
-def _in_worker(
-    job: Callable[..., None], args: Iterable[Any], threads: int, log: Path
-) -> str | None:
-    "Run a job in a process of its own; returns why it ended without a word, or None."
-    env = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    start = (str(log), os.getpid())
-    executor = ProcessPoolExecutor(
-        max_workers=1, env=env, initializer=_start_worker, initargs=start
-    )
-    try:
-        executor.submit(job, *args).result()
-    except TerminatedWorkerError:
-        return "killed, perhaps for memory"
-    except Exception as e:
-        return _sentence(e)
-    finally:
-        executor.shutdown(wait=True, kill_workers=True)
-    return None
 
 
 def _finished(path: Path) -> dict[str, Any] | None:
@@ -431,133 +412,140 @@ def _finished(path: Path) -> dict[str, Any] | None:
     return trial if "metrics" in trial else None
 
 
-def _mean_of(took: Mapping[Trial, float], fits: Callable[[Trial], bool]) -> float | None:
-    "Mean of the seconds of the trials that fit; None where none does."
-    known = [seconds for trial, seconds in took.items() if fits(trial)]
-    return sum(known) / len(known) if known else None
-
-
-def _guess(trial: Trial, took: Mapping[Trial, float]) -> float | None:
-    """Seconds for `trial`, from finished ones like it: of its pair and method, of its pair,
-    anywhere."""
-
-    def alike(other: Trial) -> bool:
-        return (other.method in UNTRAINED) == (trial.method in UNTRAINED)
-
-    return (
-        _mean_of(took, lambda o: (o.pair, o.method) == (trial.pair, trial.method))
-        or _mean_of(took, lambda o: alike(o) and o.pair == trial.pair)
-        or _mean_of(took, alike)
-    )
+def _likeness(trial: Trial) -> list[tuple]:
+    "What tells how long a trial takes, the best clue first: pair and method, pair, nothing."
+    trained = trial.method not in _UNTRAINED
+    return [(trial.pair, trial.method), (trial.pair, trained), (trained,)]
 
 
 def _time_left(todo: Sequence[Trial], took: Mapping[Trial, float], jobs: int) -> float | None:
-    "Seconds for the trials `todo`, `jobs` at a time; None where that is not known yet."
-    guesses = [(trial, _guess(trial, took)) for trial in todo]
-    if any(guess is None and trial.method not in UNTRAINED for trial, guess in guesses):
-        return None
-    return sum(guess or 0 for _, guess in guesses) / min(jobs, max(len(todo), 1))
+    """Seconds for the trials `todo`, `jobs` at a time; None where that is not known yet.
+
+    `took`: seconds of finished trials. Untrained trials that nothing is known of count as 0."""
+    seen: dict[tuple, list[float]] = {}
+    for trial, seconds in took.items():
+        for key in _likeness(trial):
+            seen.setdefault(key, []).append(seconds)
+    total = 0.0
+    for trial in todo:
+        alike = next((seen[key] for key in _likeness(trial) if key in seen), [])
+        if not alike and trial.method not in _UNTRAINED:
+            return None
+        total += sum(alike) / max(len(alike), 1)
+    return total / min(jobs, max(len(todo), 1))
 
 
 class _Run:
-    """A grid on its way: what is done, what is left, and a line on `stream` for every finished
-    trial."""
+    "A grid on its way: what is done, what is left, and a line for every finished trial."
 
     def __init__(
         self, grid: Grid, out: Path, jobs: int, data: Mapping[str, str], stream: TextIO | None
     ) -> None:
-        self.grid, self.out, self.jobs = grid, out, jobs
+        self.grid, self.jobs = grid, jobs
         self.stream = stream or sys.stderr
+        self.log = out / "log.txt"
         self.threads = max(1, (os.cpu_count() or 1) // jobs)
         self.configs = {t: _configuration(grid, t, data[t.pair]) for t in grid.trials()}
         self.paths = {t: _trial_file(out, config) for t, config in self.configs.items()}
         finished = {trial: _finished(path) for trial, path in self.paths.items()}
         self.took = {t: found["trial_seconds"] for t, found in finished.items() if found}
         self.todo = [trial for trial in self.paths if trial not in self.took]
+        first = {t.pair: t for t in reversed(self.todo) if t.method != "tfidf"}
+        self.todo.sort(key=lambda t: t is not first.get(t.pair))  # they train the source models
+        self.workers: set[ProcessPoolExecutor] = set()
+        self.stopped = False
+        self.ending = threading.Lock()
 
-    def say(self, text: str) -> None:
-        "A line of progress."
-        print(text, file=self.stream, flush=True)
+    def in_worker(self, trial: Trial) -> str | None:
+        "Run a trial in a process of its own; returns why it ended without a word, or None."
+        env = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        start = (str(self.log), os.getpid())
+        worker = ProcessPoolExecutor(1, env=env, initializer=_start_worker, initargs=start)
+        self.workers.add(worker)
+        try:
+            if not self.stopped:
+                job = (self.grid, trial, self.configs[trial], self.paths[trial], time.time())
+                worker.submit(_work, *job).result()
+        except TerminatedWorkerError as e:
+            return "killed, perhaps for memory" if "SIGKILL" in str(e) else "see log.txt"
+        except Exception as e:
+            return _sentence(e)
+        finally:
+            self.end(worker)
+        return None
 
-    def in_worker(self, job: Callable[..., None], *args: Any) -> str | None:
-        "See `_in_worker`."
-        return _in_worker(job, args, self.threads, self.out / "log.txt")
+    def end(self, worker: ProcessPoolExecutor) -> None:
+        "End a worker at once, whatever it does."
+        with self.ending:
+            worker.shutdown(wait=True, kill_workers=True)
+            self.workers.discard(worker)
 
-    def train_source(self, trial: Trial) -> tuple[Trial, float]:
-        """Make sure that a pair's source model is there. A failure shows, with its words, in the
-        trials."""
-        began = time.monotonic()
-        self.in_worker(_train_source, self.grid, trial)
-        return trial, time.monotonic() - began
+    def stop(self) -> None:
+        "End all workers, and start none any more; the trials in hand leave nothing."
+        self.stopped = True
+        for worker in list(self.workers):
+            self.end(worker)
 
-    def run_trial(self, trial: Trial) -> tuple[Trial, float]:
+    def run_trial(self, trial: Trial) -> Trial:
         "Run one trial; a worker that dies without a word leaves an error file all the same."
-        began = time.monotonic()
         path = self.paths[trial]
-        path.unlink(missing_ok=True)
-        why = self.in_worker(_work, self.grid, trial, self.configs[trial], path)
-        if not path.is_file():
+        for failed in path.parent.glob(f"{path.name[:-15]}*.json"):  # all but the digest
+            if _finished(failed) is None:
+                failed.unlink()
+        why = self.in_worker(trial)
+        if not path.is_file() and not self.stopped:
             error = f"The process ended without a result ({why or 'see log.txt'})."
             write_json(path, self.configs[trial] | {"error": error})
-        return trial, time.monotonic() - began
+        return trial
 
-    def progress(self, trial: Trial, seconds: float) -> None:
+    def progress(self, trial: Trial) -> None:
         "The line for a finished trial."
         result = json.loads(self.paths[trial].read_text(encoding="utf-8"))
         self.todo.remove(trial)
         said = f"FAILED: {result.get('error')}"
         if "metrics" in result:
-            self.took[trial] = seconds
-            said = f"mAP {100 * result['metrics']['mAP']:.1f}"
+            seconds = self.took[trial] = result["trial_seconds"]
+            said = f"mAP {100 * result['metrics']['mAP']:.1f} ({duration(seconds)})"
         left = _time_left(self.todo, self.took, self.jobs)
         clock = f"; about {duration(left)} left" if self.todo and left else ""
-        done = f"{len(self.paths) - len(self.todo)}/{len(self.paths)}"
-        self.say(f"{done} {trial}: {said} ({duration(seconds)}){clock}")
+        done = len(self.paths) - len(self.todo)
+        print(f"{done}/{len(self.paths)} {trial}: {said}{clock}", file=self.stream, flush=True)
 
     def run(self) -> list[Trial]:
         "Run what is left; returns the failed trials."
-        done = len(self.paths) - len(self.todo)
-        self.say(
-            f"{len(self.paths)} trials, {done} there already; {self.jobs} at a time, "
-            f"{self.threads} thread(s) each"
+        print(
+            f"{len(self.paths)} trials, {len(self.took)} there already; {self.jobs} at a time, "
+            f"{self.threads} thread(s) each; what they say is in '{self.log}'",
+            file=self.stream,
+            flush=True,
         )
-        first = {t.pair: t for t in reversed(self.todo) if t.method != "tfidf"}
-        with ThreadPoolExecutor(self.jobs) as pool:
+        with ThreadPoolExecutor(self.jobs, initializer=_keep_interrupt_away) as pool:
             try:
-                if first:
-                    pairs = ", ".join(first)
-                    self.say(f"source models of {pairs}: trained once per pair, or from the cache")
-                for future in as_completed(
-                    [pool.submit(self.train_source, t) for t in first.values()]
-                ):
-                    trial, seconds = future.result()
-                    self.say(f"source model of {trial.pair}: ready ({duration(seconds)})")
-                for future in as_completed(
-                    [pool.submit(self.run_trial, t) for t in list(self.todo)]
-                ):
-                    self.progress(*future.result())
-            except BaseException:
+                for done in as_completed([pool.submit(self.run_trial, t) for t in self.todo]):
+                    self.progress(done.result())
+            except InputError as e:
+                raise InputError(
+                    f"{e} What is finished is kept: mend this and give the same command again."
+                ) from None
+            finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                _kill_workers()
-                raise
+                self.stop()
         return [trial for trial in self.paths if trial not in self.took]
 
 
-def _kill_workers() -> None:
-    "End this process's workers at once; a trial in hand leaves nothing."
-    for child in multiprocessing.active_children():
-        child.kill()
-
-
-def _check_folder(out: Path, planned: dict[Path | str, dict[str, Any]]) -> None:
+def _check_folder(out: Path, planned: Mapping[Path | str, dict[str, Any]]) -> None:
     """Raise `InputError` where the results in `out` do not fit the `planned` ones, {path:
     configuration}."""
+    paths = {tuple(config["trial"].values()): path for path, config in planned.items()}
     try:
         found: dict[Path | str, dict[str, Any]] = {}
         for path in sorted(out.glob("*.json")):
             found[path] = read_trial(path)
-        found |= planned
-        check_together(found)
+        check_together({**found, **planned})
+        for where, trial in found.items():
+            new = paths.get(tuple(trial["trial"].values()), where)
+            if new != where and "metrics" in trial:
+                raise InputError(f"'{where}' is the same trial by another recipe or learning rate.")
     except InputError as e:
         raise InputError(
             f"The new trials do not fit those in '{out}', so give another --out: {e}"
