@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Adaptation', 'adapt']
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c014
+# %% ../nbs/2_using/20_adaptation.ipynb #20c016
 import inspect
 import json
 import os
@@ -52,7 +52,7 @@ from .recipes import RECIPES, Recipe, find_recipe
 from .settings import Settings
 from .training.callbacks import quiet_transformers
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c019
+# %% ../nbs/2_using/20_adaptation.ipynb #20c021
 def _read_options(
     recipe: str | Recipe, loss: nn.Module | None, options: Mapping[str, Any]
 ) -> tuple[Settings, str, Recipe]:
@@ -70,7 +70,7 @@ def _read_options(
     named = isinstance(recipe, str) and loss is None
     return settings, str(recipe).partition(":")[0] if named else chosen.loss_name, chosen
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c024
+# %% ../nbs/2_using/20_adaptation.ipynb #20c026
 def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Recipe | None]:
     """The methods to compare with, {name: recipe}, at the budget of `recipe`; None: the source
     model."""
@@ -87,7 +87,7 @@ def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Reci
         found[name] = None if name == "source" else find_recipe(name, defaults=budget)
     return found
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c027
+# %% ../nbs/2_using/20_adaptation.ipynb #20c029
 def _stage(work: Path, name: str, make: Callable[[], MethodScores]) -> MethodScores:
     """The scores of a finished stage from `work/name.npz`; else those that `make` returns,
     stored there."""
@@ -104,7 +104,7 @@ def _stage(work: Path, name: str, make: Callable[[], MethodScores]) -> MethodSco
     barrier()
     return scores
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c031
+# %% ../nbs/2_using/20_adaptation.ipynb #20c032
 def _as_json(value: Any) -> Any:
     "`value` as it comes back from a JSON file; what JSON has no word for as text."
     return json.loads(json.dumps(value, default=str))
@@ -119,7 +119,7 @@ def _identity(task: Task, settings: Settings, method: str, recipe: Recipe) -> di
     about = {"dallmi": dallmi.__version__, "method": method, "recipe": recipe.describe()}
     return _as_json({**about, **asdict(settings), "data": digest(*parts)})
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c033
+# %% ../nbs/2_using/20_adaptation.ipynb #20c034
 def _unfinished(work: Path) -> dict[str, Any] | None:
     "The identity of the unfinished run in `work`; None where this package began none there."
     try:
@@ -151,7 +151,7 @@ def _open_work(output_dir: Path, identity: dict[str, Any], overwrite: bool) -> P
     write_json(work / "identity.json", identity)
     return work
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c040
+# %% ../nbs/2_using/20_adaptation.ipynb #20c041
 @contextmanager
 def _workspace(
     output_dir: Path | None, identity: dict[str, Any], overwrite: bool
@@ -186,7 +186,6 @@ def _evaluate_methods(
 
 
 def _record(
-    task: Task,
     pipeline: Pipeline,
     settings: Settings,
     method: str,
@@ -194,6 +193,7 @@ def _record(
     scores: Mapping[str, MethodScores],
 ) -> dict[str, Any]:
     "All that is known of a finished run, JSON-able."
+    task = pipeline.task
     observed = (task.target.labels == 1).sum(0)
     names = task.source.label_names
     longest = pipeline.classifier.max_length
@@ -239,7 +239,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         except (OSError, ValueError, TypeError):
             pass
         raise InputError(
-            f"'{folder}' is no adaptation: its {file} {wrong}; Classifier.load reads any checkpoint."
+            f"'{folder}' is no adaptation: its {file} {wrong}; Classifier.load reads any "
+            "checkpoint."
         )
     return record
 
@@ -330,7 +331,7 @@ class Adaptation:
                 ) from e
         return str(url)
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c058
+# %% ../nbs/2_using/20_adaptation.ipynb #20c057
 def _check_place(
     output_dir: Path | str | None, overwrite: bool, inputs: Sequence[Any]
 ) -> Path | None:
@@ -388,7 +389,7 @@ def _source_model(task: Task, fresh: Classifier, settings: Settings) -> Classifi
     )
     return source_classifier(task.source, fresh, stage)
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c060
+# %% ../nbs/2_using/20_adaptation.ipynb #20c059
 def _run_methods(
     pipeline: Pipeline,
     work: Path,
@@ -417,7 +418,7 @@ def _run_methods(
     pipeline.classifier.model.load_state_dict(load_file(weights / "model.safetensors"))
     return scores
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c061
+# %% ../nbs/2_using/20_adaptation.ipynb #20c060
 def adapt(
     source: DomainLike | Domain,
     target: DomainLike | Domain,
@@ -430,8 +431,7 @@ def adapt(
     overwrite: bool = False,
     **options: Any,
 ) -> Adaptation:
-    """Fine-tune on `source` (cached), adapt to `target`, compare, and return the adapted
-    classifier.
+    """Fine-tune on `source` (cached), adapt to `target`, compare; returns the adapted classifier.
 
     `source`, `target`, `test`: what `load_domain` reads, or domains. `recipe`: a name of
     `RECIPES`, one with changes ('anchored:epochs=5'), or a `Recipe`. `loss`: an objective in
@@ -449,11 +449,10 @@ def adapt(
     place = _check_place(output_dir, overwrite, (source, target, test, settings.model))
     task = _load(source, target, test, settings)
     fresh = _fresh_classifier(task, settings, [chosen, *rivals.values()])
-    identity = _identity(task, settings, method, chosen)
-    with _workspace(place, identity, overwrite) as work:
+    with _workspace(place, _identity(task, settings, method, chosen), overwrite) as work:
         pipeline = Pipeline(task, _source_model(task, fresh, settings), settings.seed)
         scores = _run_methods(pipeline, work, method, chosen, rivals)
-        record = _record(task, pipeline, settings, method, chosen, scores)
+        record = _record(pipeline, settings, method, chosen, scores)
         record["seconds"] = round(time.time() - began, 1)
         pipeline.classifier.set_thresholds(expected_f1_thresholds(scores[method].target))
         result = Adaptation(pipeline.classifier, record)

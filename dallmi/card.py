@@ -6,6 +6,7 @@
 __all__ = ['TITLES', 'results_table', 'plot_results', 'model_card', 'run_report']
 
 # %% ../nbs/2_using/19_card.ipynb #19c002
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,15 @@ def results_table(metrics: _Metrics) -> str:
     return "\n".join(lines)
 
 # %% ../nbs/2_using/19_card.ipynb #19c017
+class _Picture(Figure):
+    "A figure that a notebook shows."
+
+    def _repr_png_(self) -> bytes:
+        data = io.BytesIO()
+        self.savefig(data, format="png")
+        return data.getvalue()
+
+
 _COLOURS = ("#949494", "#de8f05", "#0173b2", "#029e73", "#cc78bc", "#d55e00")  # colour-blind safe
 _MARKERS = "osD^vP"
 
@@ -52,7 +62,7 @@ def plot_results(metrics: _Metrics, chance: Mapping[str, float | None]) -> Figur
     names = sorted((n for n in chance if first[n] is not None), key=lambda n: first[n])
     rows = range(len(names))
     height = 1.4 + 0.27 * len(names)
-    fig = Figure(figsize=(6, height), dpi=110, layout="constrained")
+    fig = _Picture(figsize=(6, height), dpi=90, layout="constrained")
     ax = fig.subplots()
     values: Sequence[Any] = [chance[n] for n in names]
     ax.scatter(values, rows, marker="|", color="0.5", s=60, label="chance")
@@ -109,7 +119,7 @@ Fine-tuned on {source} labelled texts of a source domain, then adapted to a targ
 
 Scores are sigmoid outputs, one per label. `config.json` holds a threshold per label under
 `thresholds`, chosen without any negatives: the one with the highest F1 that the scores on the
-target texts lead to expect. F1 above is with these thresholds.
+target texts lead to expect.
 """
 
 _NOT_MEASURED = "No labelled target texts were given, so nothing was measured."
@@ -131,7 +141,7 @@ def model_card(record: Mapping[str, Any]) -> str:
     if metrics:
         intro = (
             f"In percent, on {counts['test']} held-out target texts (mAP@0.5: average precision of "
-            "predictions thresholded at 0.5):"
+            "predictions thresholded at 0.5; F1: with thresholds chosen as those below):"
         )
         measured = f"{intro}\n\n{_markdown_table(metrics)}"
     return _CARD.format(

@@ -15,7 +15,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,6 +148,16 @@ def untrained_classifier(
     return Classifier(network, tokenizer, max_length, bf16)
 
 # %% ../nbs/2_using/18_pipeline.ipynb #18c021
+_ALIKE = {  # in every training of this package
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "group_lengths": True,
+    "save_steps": 0.2,
+    "save_total_limit": 1,
+    "logging_steps": 10,
+}
+
+
 def _train_classifier(
     title: str,
     classifier: Classifier,
@@ -164,26 +174,20 @@ def _train_classifier(
     seed: int = 0,
     save: bool = True,
 ) -> None:
-    """Train the classifier's model in place on tokenized `rows`.
-
-    With `save` it writes checkpoints to `folder`, and goes on from the last complete one there."""
+    """Train the classifier's model in place on tokenized `rows`; with `save`, resume in `folder`
+    and write checkpoints there."""
     bf16 = bf16_pays(classifier.model.device) if classifier.bf16 is None else classifier.bf16
     args = DallmiArguments(
         output_dir=str(folder),
         seed=seed,
         bf16=bf16,
-        warmup_steps=0.1,
-        weight_decay=0.01,
-        group_lengths=True,
         save_strategy="steps" if save else "no",
-        save_steps=0.2,
-        save_total_limit=1,
-        logging_steps=10,
         balanced_share=balanced_share,
         per_device_train_batch_size=batch_size,
         num_train_epochs=epochs,
         learning_rate=learning_rate,
         head_multiplier=head_multiplier,
+        **_ALIKE,
     )
     trainer = DallmiTrainer(
         classifier.model,

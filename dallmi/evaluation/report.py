@@ -193,7 +193,7 @@ def gap_share(means: pd.DataFrame, least: float = 0.01) -> pd.DataFrame:
 
 
 def _pair_gap(frame: pd.DataFrame, pair: str, masking: str) -> pd.DataFrame:
-    "`gap_share` of a pair in mAP over the seeds of source and bound; NaN where a method lacks one."
+    "`gap_share` of a pair in mAP, over the seeds that both ends have; NaN if a method lacks one."
     ends = frame[(frame["pair"] == pair) & frame["method"].isin(["source", "supervised"])]
     both = ends.groupby("seed")["mAP"].count() == 2
     full = at_each_availability(frame)
