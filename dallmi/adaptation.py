@@ -61,14 +61,16 @@ def _read_options(
     if loss is not None:
         chosen = chosen.change(loss=loss)
     own = [f.name for f in fields(Settings)]
-    known = [*inspect.signature(adapt).parameters, *own, *chosen.settings()]
+    named = list(inspect.signature(adapt).parameters)[:-1]
+    known = list(dict.fromkeys([*named, *own, *chosen.settings()]))
     for name in options:
         if name not in known:
-            raise unknown_name("option", name, list(dict.fromkeys(known)))
+            raise unknown_name("option", name, known)
     settings = Settings(**{name: value for name, value in options.items() if name in own})
     chosen = chosen.change(**{k: v for k, v in options.items() if k not in own})
-    named = isinstance(recipe, str) and loss is None
-    return settings, str(recipe).partition(":")[0] if named else chosen.loss_name, chosen
+    if isinstance(recipe, str) and loss is None:
+        return settings, recipe.partition(":")[0], chosen
+    return settings, chosen.loss_name, chosen
 
 # %% ../nbs/2_using/20_adaptation.ipynb #20c026
 def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Recipe | None]:
@@ -331,7 +333,7 @@ class Adaptation:
                 ) from e
         return str(url)
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c057
+# %% ../nbs/2_using/20_adaptation.ipynb #20c056
 def _check_place(
     output_dir: Path | str | None, overwrite: bool, inputs: Sequence[Any]
 ) -> Path | None:
@@ -389,7 +391,7 @@ def _source_model(task: Task, fresh: Classifier, settings: Settings) -> Classifi
     )
     return source_classifier(task.source, fresh, stage)
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c059
+# %% ../nbs/2_using/20_adaptation.ipynb #20c058
 def _run_methods(
     pipeline: Pipeline,
     work: Path,
@@ -418,7 +420,7 @@ def _run_methods(
     pipeline.classifier.model.load_state_dict(load_file(weights / "model.safetensors"))
     return scores
 
-# %% ../nbs/2_using/20_adaptation.ipynb #20c060
+# %% ../nbs/2_using/20_adaptation.ipynb #20c059
 def adapt(
     source: DomainLike | Domain,
     target: DomainLike | Domain,

@@ -135,7 +135,7 @@ Writes report.md, report.csv, trials.csv, labels.csv and plots, and prints the t
     ),
 }
 
-# %% ../nbs/2_using/21_command_line.ipynb #21c015
+
 def _add_command(commands: Any, name: str) -> argparse.ArgumentParser:
     "The sub-parser of one command, with its help texts."
     text, epilog = _COMMANDS[name]
@@ -195,7 +195,7 @@ def _add_predict(commands: Any) -> None:
     )
     _add_out(sub, "scores.csv", "file")
 
-# %% ../nbs/2_using/21_command_line.ipynb #21c019
+# %% ../nbs/2_using/21_command_line.ipynb #21c020
 _LISTS: dict[str, tuple[type, str, tuple | None, str]] = {
     "pairs": (str, "NAME", None, "pairs of domains"),
     "methods": (str, "NAME", None, "methods (default: all)"),
@@ -226,7 +226,7 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
             required=name == "pairs",
         )
 
-# %% ../nbs/2_using/21_command_line.ipynb #21c020
+# %% ../nbs/2_using/21_command_line.ipynb #21c021
 def _add_benchmark(commands: Any) -> None:
     "The options of `dallmi benchmark`."
     sub = _add_command(commands, "benchmark")
@@ -266,7 +266,7 @@ def _add_report(commands: Any) -> None:
     sub.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show")
     sub.add_argument("--out", metavar="DIR", help="folder to write (default: RESULTS/report)")
 
-# %% ../nbs/2_using/21_command_line.ipynb #21c021
+# %% ../nbs/2_using/21_command_line.ipynb #21c023
 def build_parser() -> argparse.ArgumentParser:
     "The parser of `dallmi`."
     parser = argparse.ArgumentParser(
@@ -282,7 +282,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     return parser
 
-# %% ../nbs/2_using/21_command_line.ipynb #21c025
+# %% ../nbs/2_using/21_command_line.ipynb #21c027
 def _fail(message: object, code: int = 2) -> NoReturn:
     "Print one sentence to stderr and end with exit code `code`."
     print(f"dallmi: {message}", file=sys.stderr)
@@ -293,7 +293,7 @@ def _given(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
     "Those of `names` that were given on the command line."
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
-# %% ../nbs/2_using/21_command_line.ipynb #21c026
+# %% ../nbs/2_using/21_command_line.ipynb #21c029
 def _run_adapt(args: argparse.Namespace) -> None:
     "`dallmi adapt` and `dallmi demo`: the run, then its table and where things are."
     options = _given(args, [f.name for f in fields(Settings)])
@@ -303,6 +303,7 @@ def _run_adapt(args: argparse.Namespace) -> None:
     else:
         domains = (args.source, args.target, args.test)
     Settings(**options)  # refuses before torch is loaded
+    options |= _given(args, _BUDGET)
     from dallmi.adaptation import adapt
     from dallmi.pipeline import is_main
     from dallmi.training.callbacks import TrainingDiverged
@@ -315,7 +316,6 @@ def _run_adapt(args: argparse.Namespace) -> None:
             output_dir=args.out,
             overwrite=args.overwrite,
             **options,
-            **_given(args, _BUDGET),
         )
     except TrainingDiverged as e:
         _fail(e, 1)
@@ -324,7 +324,7 @@ def _run_adapt(args: argparse.Namespace) -> None:
         files += ", per_label_ap.png" if result.metrics else ""
         print(f"\n{result.report()}\n\n{result.record['seconds']:.0f} s; {files} in {args.out}")
 
-# %% ../nbs/2_using/21_command_line.ipynb #21c027
+# %% ../nbs/2_using/21_command_line.ipynb #21c030
 def _run_predict(args: argparse.Namespace) -> None:
     "`dallmi predict`: write the scores, then say where."
     from dallmi.inference import predict_file
@@ -367,7 +367,7 @@ def _run_report(args: argparse.Namespace) -> None:
 
     print(write_report(args.results, args.out, args.metrics or SHOWN))
 
-# %% ../nbs/2_using/21_command_line.ipynb #21c028
+# %% ../nbs/2_using/21_command_line.ipynb #21c031
 _GO_ON = "What is done is kept in '{}.partial'; give the same command again to go on."
 _KEPT = {
     "adapt": _GO_ON,
@@ -400,6 +400,6 @@ def main(argv: list[str] | None = None) -> None:
     interrupted."""
     _run(build_parser().parse_args(argv))
 
-# %% ../nbs/2_using/21_command_line.ipynb #21c029
+
 if __name__ == "__main__" and "IPython" not in sys.modules:
     main()

@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/2_using/15_files.ipynb #15c003
 import dallmi
 from .errors import InputError, listing
 
-# %% ../nbs/2_using/15_files.ipynb #15c008
+# %% ../nbs/2_using/15_files.ipynb #15c007
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A path beside `path` to write a file or folder to; it takes the place of `path` in one step.
@@ -45,14 +44,14 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             old.rename(path)
         shutil.rmtree(room, ignore_errors=True)
 
-# %% ../nbs/2_using/15_files.ipynb #15c016
+# %% ../nbs/2_using/15_files.ipynb #15c015
 def write_json(path: Path | str, value: Any) -> None:
     "Write `value` to `path` as JSON: a reader sees the old file or the new one, never a part."
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_path(path) as new:
         new.write_text(text, encoding="utf-8")
 
-# %% ../nbs/2_using/15_files.ipynb #15c019
+# %% ../nbs/2_using/15_files.ipynb #15c018
 MARKER = "dallmi.json"
 
 
@@ -73,7 +72,7 @@ def _marked_files(folder: Path) -> set[str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
-# %% ../nbs/2_using/15_files.ipynb #15c022
+# %% ../nbs/2_using/15_files.ipynb #15c021
 def _why_not_ours(path: Path) -> str | None:
     "Why an existing `path` must not be replaced, as the rest of a sentence; None where it may be."
     if path.is_symlink():
@@ -89,7 +88,7 @@ def _why_not_ours(path: Path) -> str | None:
     strangers = sorted(there - ours)
     return f"holds files that dallmi did not write ({listing(strangers, 3)})" if strangers else None
 
-# %% ../nbs/2_using/15_files.ipynb #15c025
+# %% ../nbs/2_using/15_files.ipynb #15c024
 def _same_place(one: Path, other: Path) -> bool:
     "Whether two resolved paths are one file or folder."
     return one == other or (one.exists() and other.exists() and one.samefile(other))
@@ -107,7 +106,7 @@ def _input_clash(path: Path, inputs: Iterable[Path | str]) -> str | None:
             return f"overlaps with '{given}', an input of this run"
     return None
 
-# %% ../nbs/2_using/15_files.ipynb #15c028
+# %% ../nbs/2_using/15_files.ipynb #15c027
 def _why_no_room(path: Path) -> str | None:
     "Why nothing can be made at the new `path`, as the rest of a sentence; None where it can."
     parent = next(p for p in path.absolute().parents if p.exists())
@@ -138,7 +137,7 @@ def _why_not(path: Path, overwrite: bool, inputs: Iterable[Path | str], folder: 
         return None
     return "exists; give another place, or replace it with overwrite=True (--overwrite)"
 
-# %% ../nbs/2_using/15_files.ipynb #15c029
+# %% ../nbs/2_using/15_files.ipynb #15c028
 def check_output(
     path: Path | str,
     overwrite: bool = False,

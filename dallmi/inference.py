@@ -185,7 +185,8 @@ class Classifier:
         model, tokenizer = _load_pair(name)
         length = tokenizer.model_max_length
         length = length if length < _UNKNOWN_LENGTH else 128
-        found = cls(model.to(accelerator_or_cpu()), tokenizer, length, bf16)
+        torch.nn.Module.to(model, accelerator_or_cpu())
+        found = cls(model, tokenizer, length, bf16)
         _stored_thresholds(model.config, found.label_names)
         return found
 
@@ -219,6 +220,7 @@ def _model_place(name: Path | str) -> Path | str:
     local = str(name).startswith((".", "/", "~")) or str(name).count("/") != 1
     if folder.exists() or local:
         reason = "it has no config.json" if folder.is_dir() else "no such folder"
+        reason = "it is a file; give the folder it lies in" if folder.is_file() else reason
         raise InputError(f"There is no model in '{name}': {reason}.")
     return str(name)
 

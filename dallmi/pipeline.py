@@ -71,7 +71,7 @@ class Task:
     test: Domain | None = None
     all_labels: np.ndarray | None = None
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c006
+# %% ../nbs/2_using/18_pipeline.ipynb #18c009
 def _where(domain: Any, otherwise: str) -> str:
     "What to call a domain in a message: its path, or `otherwise`."
     return str(domain) if isinstance(domain, (str, os.PathLike)) else otherwise
@@ -90,7 +90,7 @@ def _hold_out(
     check_positives(target, where)
     return target, test
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c007
+# %% ../nbs/2_using/18_pipeline.ipynb #18c010
 def load_task(
     source: DomainLike | Domain,
     target: DomainLike | Domain,
@@ -131,7 +131,7 @@ def load_task(
     seen = mask_labels(labels, label_fraction, masking, seed, trust_negatives)
     return Task(first, second.with_labels(seen), held_out, labels)
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c018
+# %% ../nbs/2_using/18_pipeline.ipynb #18c021
 def untrained_classifier(
     label_names: Sequence[str],
     model: Path | str | None = None,
@@ -147,8 +147,8 @@ def untrained_classifier(
     tokenize_domain(Domain(["a"], np.zeros((1, len(names))), names), tokenizer, max_length)
     return Classifier(network, tokenizer, max_length, bf16)
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c021
-_ALIKE = {  # in every training of this package
+# %% ../nbs/2_using/18_pipeline.ipynb #18c024
+_ALIKE: dict[str, Any] = {  # in every training of this package
     "warmup_steps": 0.1,
     "weight_decay": 0.01,
     "group_lengths": True,
@@ -174,13 +174,11 @@ def _train_classifier(
     seed: int = 0,
     save: bool = True,
 ) -> None:
-    """Train the classifier's model in place on tokenized `rows`; with `save`, resume in `folder`
-    and write checkpoints there."""
-    bf16 = bf16_pays(classifier.model.device) if classifier.bf16 is None else classifier.bf16
+    "Train the model in place on `rows`, with `save` from the last checkpoint in `folder`."
     args = DallmiArguments(
         output_dir=str(folder),
         seed=seed,
-        bf16=bf16,
+        bf16=bf16_pays(classifier.model.device) if classifier.bf16 is None else classifier.bf16,
         save_strategy="steps" if save else "no",
         balanced_share=balanced_share,
         per_device_train_batch_size=batch_size,
@@ -201,7 +199,7 @@ def _train_classifier(
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c027
+# %% ../nbs/2_using/18_pipeline.ipynb #18c030
 def digest(*parts: Any) -> str:
     "Twenty-four hexadecimal digits made from bytes and JSON-able values."
     h = hashlib.sha256()
@@ -209,7 +207,7 @@ def digest(*parts: Any) -> str:
         h.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
     return h.hexdigest()[:24]
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c029
+# %% ../nbs/2_using/18_pipeline.ipynb #18c032
 @dataclass(frozen=True)
 class SourceStage:
     "How the source model is fine-tuned: everything besides the texts that decides it."
@@ -234,7 +232,7 @@ def _source_key(source: Domain, classifier: Classifier, stage: SourceStage) -> s
     data = [source.texts, source.label_names, source.labels.tobytes()]
     return digest(*weights, *data, how)
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c032
+# %% ../nbs/2_using/18_pipeline.ipynb #18c035
 def is_main() -> bool:
     "Whether this is the only process, or the first of several."
     return int(os.environ.get("RANK", 0)) == 0
@@ -245,7 +243,7 @@ def barrier() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c033
+# %% ../nbs/2_using/18_pipeline.ipynb #18c036
 def _train_source(source: Domain, classifier: Classifier, stage: SourceStage, folder: Path) -> None:
     "Fine-tune the classifier on `source` and put its weights into `folder`."
     work = Path(f"{folder}.partial")
@@ -262,7 +260,7 @@ def _train_source(source: Domain, classifier: Classifier, stage: SourceStage, fo
         shutil.rmtree(work)
     barrier()
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c035
+# %% ../nbs/2_using/18_pipeline.ipynb #18c038
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """While open, no other run is inside for the same `folder`; the processes of one run go in
@@ -283,7 +281,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     finally:
         lock.release()
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c037
+# %% ../nbs/2_using/18_pipeline.ipynb #18c040
 def source_classifier(
     source: Domain, classifier: Classifier, stage: SourceStage = SourceStage()
 ) -> Classifier:
@@ -299,7 +297,7 @@ def source_classifier(
     nn.Module.to(classifier.model, accelerator_or_cpu())
     return classifier
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c046
+# %% ../nbs/2_using/18_pipeline.ipynb #18c049
 def _preparation(loss: Any) -> Callable[..., dict[str, np.ndarray]] | None:
     "The `prepare` of a loss that has one of its own, and so needs the teacher's probabilities."
     own = getattr(type(loss), "prepare", Loss.prepare)
@@ -313,7 +311,7 @@ def _with_columns(rows: Dataset, columns: Mapping[str, np.ndarray]) -> Dataset:
         rows = rows.add_column(name, values.tolist())
     return rows
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c049
+# %% ../nbs/2_using/18_pipeline.ipynb #18c052
 @dataclass(frozen=True)
 class MethodScores:
     "What a method says: probabilities of the target's texts [N, L] and the test's [M, L]."
@@ -396,7 +394,7 @@ class Pipeline:
         )
         return self.scores(time.monotonic() - began)
 
-# %% ../nbs/2_using/18_pipeline.ipynb #18c066
+# %% ../nbs/2_using/18_pipeline.ipynb #18c069
 def versions() -> dict[str, Any]:
     "What the numbers depend on besides the settings."
     return {

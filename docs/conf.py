@@ -11,6 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parent / "nbs"
+REPOSITORY = "https://github.com/dallmi/dallmi/blob/main/"
 PARTS = {"1_method": "The method", "2_using": "Using it", "3_judging": "Judging it"}
 
 project, author = "dallmi", "The dallmi authors"
@@ -35,7 +36,6 @@ myst_enable_extensions, myst_heading_anchors = ["dollarmath", "amsmath", "colon_
 autodoc2_packages = [{"path": "../dallmi", "exclude_files": ["_modidx.py"]}]
 autodoc2_output_dir, autodoc2_render_plugin = "api", "myst"
 autodoc2_hidden_objects = ["private", "dunder", "inherited", "undoc"]
-autodoc2_module_all_regexes = [r"dallmi\..*"]
 
 
 def toctree(caption: str, names: list[str]) -> str:
@@ -62,6 +62,14 @@ def is_aside(cell: dict[str, Any]) -> bool:
     return bool(tops) and not cell["outputs"] and all(line.startswith(starts) for line in tops)
 
 
+def outward(text: str) -> str:
+    "Links of a chapter to files outside `nbs`, and to its folders, as links that the site has."
+    text = re.sub(
+        r"\]\((?:\.\./)+(README|CONTRIBUTING|CHANGELOG|LICENSE)", rf"]({REPOSITORY}\1", text
+    )
+    return text.replace("](solutions)", "](solutions/00_overview.ipynb)")
+
+
 def as_myst(app: Any, docname: str, source: list[str]) -> None:
     "Drop nbdev's hidden cells and directives, fold imports and tests, add contents to the index."
     if not str(app.env.doc2path(docname)).endswith(".ipynb"):
@@ -73,7 +81,7 @@ def as_myst(app: Any, docname: str, source: list[str]) -> None:
         marks = set(re.findall(r"^#\|\s*([\w-]+)", text, re.M)) if code else set()
         if marks & {"hide", "default_exp"}:
             continue
-        cell["source"] = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
+        cell["source"] = re.sub(r"^#\|.*\n?", "", text, flags=re.M) if code else outward(text)
         if code and is_aside(cell):
             cell.setdefault("metadata", {})["tags"] = ["hide-cell"]
         cells.append(cell)

@@ -1,0 +1,1 @@
+"""Domains and their three-state labels: what one is, reading one from any table, masking."""

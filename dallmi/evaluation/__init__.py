@@ -1,0 +1,1 @@
+"""Comparisons: a grid of trials, its result files, the report."""

@@ -1,0 +1,1 @@
+"""Label-balanced sampling, the encoder, the Trainer, and what makes long runs safe."""

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -325,15 +325,16 @@ class DallmiTrainer(CarefulTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         "The arguments' optimizer, with the head at `head_multiplier` times the learning rate."
         if self.optimizer is None and self.args.head_multiplier != 1:
+            plain = cast(PreTrainedModel, self.model)
             cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
-                self.args, self.model
+                self.args, plain
             )
             groups = parameter_groups(
-                self.model,
+                plain,
                 kwargs["lr"],
                 self.args.head_multiplier,
                 self.args.weight_decay,
-                self.get_decay_parameter_names(self.model),
+                self.get_decay_parameter_names(plain),
             )
             self.optimizer = cls(groups, **kwargs)
         return super().create_optimizer(model)
