@@ -150,7 +150,11 @@ def _open_work(output_dir: Path, identity: dict[str, Any], overwrite: bool) -> P
         )
     if differ:
         shutil.rmtree(work)
-    write_json(work / "identity.json", identity)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(work / "identity.json", identity)
+    except OSError as e:
+        raise InputError(f"'{output_dir}' cannot be written: {e.strerror}.") from None
     return work
 
 # %% ../nbs/2_using/20_adaptation.ipynb #20c041

@@ -8,7 +8,7 @@ __all__ = ['Classifier', 'save_checkpoint', 'predict_file']
 # %% ../nbs/2_using/16_inference.ipynb #16c002
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,10 @@ def _check_strings(texts: Sequence[str]) -> None:
     "Raise `InputError` for what is no list of strings."
     if isinstance(texts, str):
         raise InputError("texts is one string; give a list of texts, such as [text].")
+    if isinstance(texts, (pd.DataFrame, Mapping)) or not isinstance(texts, Iterable):
+        kind = type(texts).__name__
+        raise InputError(f"texts is a {kind}; give a list of texts, such as frame['text'].")
+    texts = list(texts)
     bad = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     if bad:
         raise InputError(
