@@ -93,15 +93,15 @@ _COMMANDS = {
     "adapt": (
         "adapt a classifier from a labelled source domain to a target domain",
         """\
-With --label-fraction 0.1 a fully labelled target becomes an experiment: nine in ten of its
-positive labels are hidden, a fifth of its texts is held out and scored.
+With --label-fraction 0.1 a fully labelled target becomes an experiment: 10 % of its positive
+labels stay observed, a fifth of its texts is held out and scored.
 Without it the labels are your own: 1 marks an observed positive, 0 and blank are unlabelled
 (--trust-negatives: 0 is a true negative), nothing is hidden, and --test FILE scores.
 The source model is cached (in $DALLMI_CACHE, else ~/.cache/dallmi). An interrupted run goes
 on where it was when the same command is given again.""",
     ),
     "demo": (
-        "the same on the bundled film texts, a tenth of the labels observed",
+        "the same on the bundled film texts, 10 % of the labels observed",
         """\
 Source: synopses in an encyclopedia's voice. Target: blurbs in a critic's. Ten kinds of film.
 A few minutes on two cores, without a network.""",
@@ -141,7 +141,7 @@ def _add_command(commands: Any, name: str) -> argparse.ArgumentParser:
     text, epilog = _COMMANDS[name]
     return commands.add_parser(
         name,
-        help=text,
+        help=text.replace("%", "%%"),
         description=f"{text[0].upper()}{text[1:]}.",
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -113,15 +113,20 @@ def load_task(
     or with `trust_negatives` 0 a trusted negative. Raises `InputError` for whatever cannot be
     used."""
 
-    def read(domain: DomainLike | Domain) -> Domain:
-        return load_domain(
-            domain, text_column, label_columns, only_labels=only_labels, max_rows=max_rows
-        )
+    def read(domain: DomainLike | Domain, part: str) -> Domain:
+        try:
+            return load_domain(
+                domain, text_column, label_columns, only_labels=only_labels, max_rows=max_rows
+            )
+        except InputError as e:
+            if isinstance(domain, (str, os.PathLike)):
+                raise  # the message names the file
+            raise InputError(f"In the {part}: {e}") from None
 
-    first = read(source)
+    first = read(source, "source")
     check_positives(first, _where(source, "the source"))
-    second = match_labels(first, read(target))
-    held_out = None if test is None else match_labels(first, read(test), "test")
+    second = match_labels(first, read(target, "target"))
+    held_out = None if test is None else match_labels(first, read(test, "test"), "test")
     where = _where(target, "the target")
     second, held_out = _hold_out(second, held_out, label_fraction, seed, where)
     labels = second.labels

@@ -131,7 +131,8 @@ def _changed_mixup(mixup: MixUp | None, changes: dict[str, Any]) -> MixUp | None
     "`mixup` with `changes`; None where its weight is 0. Raises `InputError`."
     if mixup is None and "weight" not in changes:
         raise InputError(
-            f"There is no MixUp whose {next(iter(changes))} could be changed; give mixup_weight, too."
+            f"There is no MixUp whose {next(iter(changes))} could be changed; "
+            "give mixup_weight, too."
         )
     changed = replace(mixup or MixUp(), **changes)
     return changed if changed.weight > 0 else None

@@ -11,15 +11,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, get_args
 
-# %% ../nbs/2_using/17_settings.ipynb #17c003
 from .errors import InputError
 
-# %% ../nbs/2_using/17_settings.ipynb #17c008
+# %% ../nbs/2_using/17_settings.ipynb #17c007
 def _setting(default: Any, group: str, help: str, **more: Any) -> Any:
     "A dataclass field with what the command line needs to offer it: its `group`, its `help`, …"
     return field(default=default, metadata={"group": group, "help": help, **more})
 
-# %% ../nbs/2_using/17_settings.ipynb #17c011
+# %% ../nbs/2_using/17_settings.ipynb #17c010
 _RANGES = {
     "max_rows": (2, 10**9),
     "max_length": (4, 100_000),
@@ -30,7 +29,7 @@ _RANGES = {
     "seed": (0, 2**32 - 1),
 }
 
-# %% ../nbs/2_using/17_settings.ipynb #17c015
+# %% ../nbs/2_using/17_settings.ipynb #17c014
 def _plain(value: Any) -> Any:
     """`value` as JSON would give it back: a path as a string, names as a list, a scalar of NumPy
     as a number."""
@@ -40,7 +39,7 @@ def _plain(value: Any) -> Any:
         return [str(item) for item in value]
     return value.item() if hasattr(value, "item") else value
 
-# %% ../nbs/2_using/17_settings.ipynb #17c018
+# %% ../nbs/2_using/17_settings.ipynb #17c016
 def _kind_error(value: Any, kinds: Collection[Any]) -> str | None:
     "What is wrong with the kind of `value`, for a field of one of `kinds`; None where it fits."
     if value is None:
@@ -54,7 +53,7 @@ def _kind_error(value: Any, kinds: Collection[Any]) -> str | None:
         return "is no whole number"
     return None
 
-# %% ../nbs/2_using/17_settings.ipynb #17c022
+# %% ../nbs/2_using/17_settings.ipynb #17c019
 @dataclass(frozen=True)
 class Settings:
     """What decides a run besides its texts and its recipe. Raises `InputError` for a value that
@@ -83,13 +82,13 @@ class Settings:
     label_fraction: float | None = _setting(
         None,
         "experiment",
-        "hide the target's positives but for this share, score on held-out texts",
+        "share of the target's positives that stays observed; score on held-out texts",
         metavar="SHARE",
     )
     masking: str = _setting(
         "label",
         "experiment",
-        "hide this share of every label, or of every sample",
+        "keep this share observed of each label's positives, or of each text's",
         choices=("label", "sample"),
     )
     seed: int = _setting(

@@ -159,7 +159,7 @@ class Grid:
             seed=trial.seed,
         )
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c016
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c015
 def _load(grid: Grid, trial: Trial) -> Task:
     "The texts and labels of a trial."
     settings = grid.trial_settings(trial)
@@ -195,15 +195,17 @@ def _check_pair(grid: Grid, pair: str) -> str:
     source = task.source
     return digest(source.texts, source.labels.tolist(), source.label_names, target)
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c019
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c018
+_LIBRARIES = ("dallmi", "torch", "builtins")
+
+
 def _code(loss: torch.nn.Module) -> str | None:
-    "Digest of the source code of a loss that this package does not bring; None for its own."
-    if type(loss).__module__.startswith("dallmi."):
-        return None
-    functions = [value for value in vars(type(loss)).values() if inspect.isfunction(value)]
+    "Digest of the source code of a loss that is not this package's own; None for its own."
+    own = [c for c in type(loss).__mro__ if c.__module__.split(".")[0] not in _LIBRARIES]
+    functions = [f for c in own for f in vars(c).values() if inspect.isfunction(f)]
     try:
-        return digest(*map(inspect.getsource, functions))
-    except OSError:
+        return digest(*map(inspect.getsource, functions)) if functions else None
+    except OSError:  # written where Python keeps no source
         return None
 
 
@@ -238,7 +240,7 @@ def _trial_file(out: Path, config: Mapping[str, Any]) -> Path:
     words = [t["pair"], t["method"], *share, f"s{t['seed']}", digest(config)[:10]]
     return out / ("_".join(re.sub(r"[^\w.=-]+", "-", word) for word in words) + ".json")
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c022
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c021
 def _pipeline(grid: Grid, trial: Trial, task: Task) -> Pipeline:
     """The pipeline of a trial, from the source model that all trials of a pair share, whatever
     their seed."""
@@ -287,7 +289,7 @@ def _train(grid: Grid, method: str, rate: float, pipeline: Pipeline) -> MethodSc
     )
     return pipeline.scores(time.monotonic() - began)
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c024
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c023
 def _validation_loss(probs: np.ndarray, observed: np.ndarray) -> float:
     "Log-form variation loss of `probs` on `observed`, both [N, L], summed; lower is better."
     clipped = torch.as_tensor(np.clip(probs, 1e-7, 1 - 1e-7), dtype=torch.float64)
@@ -312,7 +314,7 @@ def _choose_rate(grid: Grid, method: str, pipeline: Pipeline) -> float:
         losses[rate] = _validation_loss(probs, task.target.labels[held])
     return min(losses, key=losses.__getitem__)
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c030
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c027
 def _method_scores(grid: Grid, trial: Trial, task: Task) -> tuple[MethodScores, dict[str, float]]:
     "The scores of a trial's method, and the learning rate that it chose, where there are several."
     if trial.method == "tfidf":
@@ -368,7 +370,7 @@ def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
         **chosen,
     }
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c037
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c034
 def _start_worker(log: str, parent: int) -> None:
     "In a worker: write to the end of the file `log`, and end when the parent does."
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -406,7 +408,7 @@ def _work(grid: Grid, trial: Trial, config: dict[str, Any], path: Path, began: f
         result = {"error": _sentence(e)}
     write_json(path, config | result | {"trial_seconds": round(time.time() - began, 1)})
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c040
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c037
 def _finished(path: Path) -> dict[str, Any] | None:
     "The trial in the file at `path`; None where it holds no numbers."
     try:
@@ -438,7 +440,7 @@ def _time_left(todo: Sequence[Trial], took: Mapping[Trial, float], jobs: int) ->
         total += sum(alike) / max(len(alike), 1)
     return total / min(jobs, max(len(todo), 1))
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c043
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c040
 class _Run:
     "A grid on its way: what is done, what is left, and a line for every finished trial."
 
@@ -536,7 +538,7 @@ class _Run:
                 self.stop()
         return [trial for trial in self.paths if trial not in self.took]
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c044
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c041
 def _check_folder(out: Path, planned: Mapping[Path | str, dict[str, Any]]) -> None:
     """Raise `InputError` where the results in `out` do not fit the `planned` ones, {path:
     configuration}."""

@@ -42,7 +42,7 @@ def default_model() -> str:
         return HUB_DEFAULT
     return str(get_model_path())
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c012
+# %% ../../nbs/1_method/11_encoder.ipynb #11c011
 def _looks_both_ways(model: PreTrainedModel) -> bool:
     "Whether the first token's output depends on the last: so in an encoder, not in a decoder."
     ids = torch.arange(4, device=model.device).repeat(2, 1)
@@ -54,7 +54,7 @@ def _looks_both_ways(model: PreTrainedModel) -> bool:
     model.train(training)
     return bool((hidden[0] - hidden[1]).abs().max() > 1e-5)
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c015
+# %% ../../nbs/1_method/11_encoder.ipynb #11c014
 def _why_unfit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> str | None:
     "Why this pair cannot serve as a text encoder, as the rest of a sentence; None where it can."
     kind = model.config.model_type
@@ -72,14 +72,14 @@ def _why_unfit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> st
         return "has fewer embeddings than tokens"
     return None
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c019
+# %% ../../nbs/1_method/11_encoder.ipynb #11c018
 def head_of(model: PreTrainedModel) -> nn.Linear:
     "The last linear layer with one output per label."
     labels = model.config.num_labels
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels]
     return layers[-1]
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c021
+# %% ../../nbs/1_method/11_encoder.ipynb #11c020
 def _load_pair(
     name: Path | str, names: dict[int, str]
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -98,7 +98,7 @@ def _load_pair(
         head_of(model).reset_parameters()
     return tokenizer, model
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c023
+# %% ../../nbs/1_method/11_encoder.ipynb #11c022
 def load_encoder(
     name: Path | str, label_names: Sequence[str]
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -125,7 +125,7 @@ def load_encoder(
         raise InputError(f"The model '{name}' {unfit}. {_HINT}")
     return tokenizer, model
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c031
+# %% ../../nbs/1_method/11_encoder.ipynb #11c030
 def pad_batch(
     tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[Sequence[int]], multiple: int = 16
 ) -> BatchEncoding:
@@ -138,7 +138,7 @@ def pad_batch(
     rows = {"input_ids": [list(ids) for ids in input_ids]}
     return tokenizer.pad(rows, padding="max_length", max_length=length, return_tensors="pt")
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c035
+# %% ../../nbs/1_method/11_encoder.ipynb #11c034
 def accelerator_or_cpu() -> torch.device:
     "The accelerator of this machine where it has one, else the processor."
     if torch.accelerator.is_available():
@@ -169,7 +169,7 @@ def bf16_pays(device: torch.device | str) -> bool:
     has_flag = bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
     return kind == "cpu" and torch.backends.mkldnn.is_available() and has_flag
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c045
+# %% ../../nbs/1_method/11_encoder.ipynb #11c044
 def start_at_prior(model: PreTrainedModel, prior: np.ndarray | Sequence[float]) -> None:
     """Set the head's bias to the log odds of `prior` [L], cut to 0.001 … 0.999.
 

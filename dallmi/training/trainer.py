@@ -8,7 +8,7 @@ __all__ = ['DallmiArguments', 'parameter_groups', 'Collator', 'check_loss', 'los
 # %% ../../nbs/1_method/12_training.ipynb #12c002
 import inspect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sized
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -115,11 +115,12 @@ def parameter_groups(
 
 # %% ../../nbs/1_method/12_training.ipynb #12c027
 class Collator:
-    """Pads rows to the longest text: `input_ids`, `attention_mask` [B, T]; all else floats [B, L].
+    """Pads rows to the longest text: `input_ids`, `attention_mask` [B, T]; other lists [B, L].
 
-    The last `balanced` rows of a batch are marked False in `uniform` [B]: they were drawn round the
-    labels. Where all rows are (the published scheme), there is no uniform part, and every row
-    stands in for it. Raises `InputError` without a `tokenizer`."""
+    The others are floats, such as the labels; what is no list (an id) stays out. The last
+    `balanced` rows of a batch are marked False in `uniform` [B]: they were drawn round the labels.
+    Where all rows are (the published scheme), there is no uniform part, and every row stands in for
+    it. Raises `InputError` without a `tokenizer`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, balanced: int = 0) -> None:
         self.tokenizer = tokenizer
@@ -131,8 +132,9 @@ class Collator:
                 "There is no tokenizer to pad the texts with; give it as processing_class."
             )
         batch = dict(pad_batch(self.tokenizer, [row["input_ids"] for row in rows]))
-        for key in rows[0]:
-            if key not in ("input_ids", "attention_mask", "token_type_ids"):
+        for key, value in rows[0].items():
+            listed = isinstance(value, Sized) and not isinstance(value, str)
+            if listed and key not in ("input_ids", "attention_mask", "token_type_ids"):
                 batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float32)
         uniform = len(rows) - self.balanced
         if "labels" in batch:
