@@ -1,6 +1,8 @@
 "One kind of error for whatever a user can mend, and the words of its messages."
 
-from collections.abc import Iterable, Sequence
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 __all__ = ["InputError", "first_line", "listing", "unknown_name"]
@@ -19,11 +21,16 @@ def listing(names: Iterable[object], most: int = 20) -> str:
     return f"{shown} and {len(quoted) - most} more" if len(quoted) > most else shown
 
 
-def unknown_name(what: str, name: object, known: Sequence[str]) -> InputError:
-    "The `InputError` for a `name` that is none of the `known` names of a `what`, with the nearest."
+def unknown_name(
+    what: str, name: object, known: Sequence[str], also: Mapping[str, str] | None = None
+) -> InputError:
+    """The `InputError` for a `name` that is none of the `known` names of a `what`, with the nearest.
+
+    `also`: what things are called elsewhere, {name: the known one that is meant}."""
     lower = {k.lower(): k for k in known}
-    near = get_close_matches(str(name).lower(), lower, n=1, cutoff=0.4)
-    hint = f"did you mean {lower[near[0]]!r}?" if near else "check the name."
+    meant = {**lower, **{k: v for k, v in (also or {}).items() if v in known}}
+    near = get_close_matches(str(name).lower(), meant, n=1, cutoff=0.4)
+    hint = f"did you mean {meant[near[0]]!r}?" if near else "check the name."
     return InputError(f"There is no {what} {name!r}; {hint} Known: {', '.join(known)}.")
 
 
@@ -31,3 +38,18 @@ def first_line(error: BaseException) -> str:
     "First line of an error's message, at most 200 characters, without a full stop; or its kind."
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(". ")
+
+
+def check_number(
+    name: str, value: object, low: float, high: float = math.inf, whole: bool = False
+) -> None:
+    """Raise `InputError` where `value` is no number from `low` to `high`; `whole`: no fraction.
+
+    A bool is no number. `name`: what the user calls the value."""
+    kinds = (numbers.Integral,) if whole else (numbers.Real,)
+    kind = "whole number" if whole else "number"
+    bounds = f"of {low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise InputError(f"{name}={value!r} is no {kind}; give one {bounds}.")
+    if not low <= value <= high:  # NaN too
+        raise InputError(f"{name}={value!r} is out of range; give a {kind} {bounds}.")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 from torch import nn
 
-from .errors import InputError, unknown_name
+from .errors import InputError, check_number, unknown_name
 from dallmi.losses import (
     AnchoredLoss,
     ASLLoss,
@@ -52,12 +52,21 @@ _RANGES = {
 }
 
 
+# what other packages, and the paper's readers, call it: only for the hint in a refusal
+_ALSO = {
+    "dallmi": "paper",
+    "published": "paper",
+    "bce": "partial",
+    "lr": "learning_rate",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+}
+
+
 def _check_range(name: str, value: Any) -> None:
     "Raise `InputError` where a number of a recipe is none, or out of its range."
     low, high = _RANGES[name]
-    kinds = int if name == "batch_size" else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
-        raise InputError(f"{name}={value!r} is outside {low} … {high}.")
+    check_number(name, value, low, high, whole=name in ("batch_size", "epochs"))
 
 # %% ../nbs/2_using/13_recipes.ipynb #13c016
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Recipe:
         known = recipe.settings()
         for name in overrides:
             if name not in known:
-                raise unknown_name("setting of this recipe called", name, list(known))
+                raise unknown_name("setting of this recipe called", name, list(known), also=_ALSO)
         own = {k: v for k, v in overrides.items() if k in recipe._own()}
         mixing = {k[6:]: v for k, v in overrides.items() if k.startswith("mixup_")}
         of_loss = {k: v for k, v in overrides.items() if k not in own and k[:6] != "mixup_"}
@@ -183,7 +192,9 @@ def _read_changes(spec: str, name: str, rest: str, known: Mapping[str, Any]) -> 
     for part in filter(None, rest.split(",")):
         key, _, text = part.partition("=")
         if key not in known:
-            raise unknown_name(f"setting of the recipe {name!r} called", key, list(known))
+            raise unknown_name(
+                f"setting of the recipe {name!r} called", key, list(known), also=_ALSO
+            )
         if not text:
             raise InputError(f"In '{spec}' the setting {key} has no value; write {key}=VALUE.")
         changes[key] = _read_value(text, known[key], key)
@@ -203,9 +214,13 @@ def find_recipe(
     unknown name or setting, offering the nearest, and for a value that cannot be used."""
     if isinstance(spec, Recipe):
         return spec.change(**{**(defaults or {}), **overrides})
-    name, _, rest = str(spec).partition(":")
+    if not isinstance(spec, str):
+        raise InputError(
+            f"The recipe {spec!r} cannot be used; give a name of RECIPES, or a Recipe."
+        )
+    name, _, rest = spec.partition(":")
     if name not in recipes:
-        raise unknown_name("recipe", name, list(recipes))
+        raise unknown_name("recipe", name, list(recipes), also=_ALSO)
     recipe = recipes[name].change(**(defaults or {}))
     changes = _read_changes(spec, name, rest, recipe.settings())
     return recipe.change(**{**changes, **overrides})
@@ -222,12 +237,13 @@ def recipes_table() -> str:
                 "recipe": name,
                 "loss": f"{type(recipe.loss).__name__}({loss})",
                 "MixUp": "" if mixup is None else f"{mixup.weight:g} × {mixup.max_pairs}",
-                "balanced": f"{100 * recipe.balanced_share:g} %",
-                "batch": recipe.batch_size,
+                "balanced_share": f"{recipe.balanced_share:g}",
+                "batch_size": recipe.batch_size,
                 "epochs": recipe.epochs,
-                "rate": f"{recipe.learning_rate:g}",
+                "learning_rate": f"{recipe.learning_rate:g}",
             }
         )
     table = pd.DataFrame(rows).to_string(index=False)
     mixup_fields = ", ".join(f"mixup_{f.name}" for f in fields(MixUp))
-    return f"{table}\n\nEvery column can be changed, and: {mixup_fields}."
+    words = "MixUp is written as weight × max_pairs. Change a setting by its name: "
+    return f"{table}\n\n{words}{mixup_fields}, those of the loss, and the columns on the right."

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from scipy.special import expit, logit
 
-from ..errors import InputError
+from ..errors import InputError, check_number
 from .base import Loss, check_shapes, full_precision, split_labels
 
 # %% ../../nbs/1_method/08_anchored.ipynb #08c007
@@ -127,10 +127,8 @@ class AnchoredLoss(Loss):
 
     def __init__(self, prior_weight: float = 0.5, max_pos_weight: float = 20.0) -> None:
         super().__init__()
-        if not 0 <= prior_weight <= 1:
-            raise InputError(f"prior_weight={prior_weight} must lie between 0 and 1.")
-        if not max_pos_weight >= 1:
-            raise InputError(f"max_pos_weight={max_pos_weight} must be at least 1.")
+        check_number("prior_weight", prior_weight, 0, 1)
+        check_number("max_pos_weight", max_pos_weight, 1)
         self.prior_weight, self.max_pos_weight = prior_weight, max_pos_weight
         self.register_buffer("pos_weight", torch.tensor(1.0))
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, check_number
 from .anchored import estimate_prior
 from .base import Loss, check_shapes, full_precision, mean_where, split_labels
 
@@ -69,19 +69,13 @@ def splc_loss(logits: Tensor, labels: Tensor, epoch: float, threshold: float = 0
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(0).sum()
 
 # %% ../../nbs/1_method/09_rivals.ipynb #09c030
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    "Raise `InputError` where `value` is not between `low` and `high`."
-    if not low <= value <= high:
-        raise InputError(f"{name}={value} is outside {low:g} … {high:g}.")
-
-
 class ASLLoss(Loss):
     "The asymmetric loss for unlabelled texts, see `asl_loss`."
 
     def __init__(self, gamma: float = 4.0, margin: float = 0.05) -> None:
         super().__init__()
-        _check_range("gamma", gamma, 0, 100)
-        _check_range("margin", margin, 0, 1)
+        check_number("gamma", gamma, 0, 100)
+        check_number("margin", margin, 0, 1)
         self.gamma, self.margin = gamma, margin
 
     def forward(self, logits: Tensor, labels: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -94,7 +88,7 @@ class EMLoss(Loss):
 
     def __init__(self, alpha: float = 0.15) -> None:
         super().__init__()
-        _check_range("alpha", alpha, 0, 100)
+        check_number("alpha", alpha, 0, 100)
         self.alpha = alpha
 
     def forward(self, logits: Tensor, labels: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -107,7 +101,7 @@ class SPLCLoss(Loss):
 
     def __init__(self, threshold: float = 0.6) -> None:
         super().__init__()
-        _check_range("threshold", threshold, 0, 1)
+        check_number("threshold", threshold, 0, 1)
         self.threshold = threshold
 
     def forward(self, logits: Tensor, labels: Tensor, batch: Mapping[str, Any]) -> Tensor:

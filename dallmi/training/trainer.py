@@ -192,6 +192,11 @@ def check_loss(loss: Any) -> None:
     "Raise `InputError` where `loss` cannot be called with (logits, labels, batch)."
     if isinstance(loss, type):
         raise InputError(f"The loss {loss.__name__} is a class; give an object, {loss.__name__}().")
+    if isinstance(loss, nn.Module) and "_modules" not in vars(loss):
+        raise InputError(
+            f"The loss {type(loss).__name__} is not set up; call super().__init__() first in its "
+            "__init__."
+        )
     forward = getattr(loss, "forward", None)
     inherited = (nn.Module.forward, Loss.forward)
     own = callable(forward) and getattr(type(loss), "forward", None) not in inherited
@@ -226,6 +231,11 @@ def _loss_parts(
         raise InputError(
             f"The loss {type(loss).__name__} must return a scalar tensor, or a dict of named "
             "scalar tensors; sum over the labels."
+        )
+    if logits.requires_grad and not any(part.requires_grad for part in parts.values()):
+        raise InputError(
+            f"The loss {type(loss).__name__} has no gradient; compute it from the logits, without "
+            "detach, item or NumPy."
         )
     if "mixup" in parts:
         raise InputError(
