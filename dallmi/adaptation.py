@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -48,7 +48,7 @@ from dallmi.pipeline import (
     untrained_classifier,
     versions,
 )
-from .recipes import RECIPES, Recipe, find_recipe
+from .recipes import OTHER_NAMES, RECIPES, Recipe, find_recipe
 from .settings import Settings
 from .training.callbacks import quiet_transformers
 
@@ -65,7 +65,7 @@ def _read_options(
     known = list(dict.fromkeys([*named, *own, *chosen.settings()]))
     for name in options:
         if name not in known:
-            raise unknown_name("option", name, known)
+            raise unknown_name("option", name, known, also=OTHER_NAMES)
     settings = Settings(**{name: value for name, value in options.items() if name in own})
     chosen = chosen.change(**{k: v for k, v in options.items() if k not in own})
     if isinstance(recipe, str) and loss is None:
@@ -76,14 +76,15 @@ def _read_options(
 def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Recipe | None]:
     """The methods to compare with, {name: recipe}, at the budget of `recipe`; None: the source
     model."""
-    if isinstance(names, str):
-        raise InputError(f"compare_with={names!r} is one string; give a list of names.")
+    if isinstance(names, str) or not isinstance(names, (Iterable, type(None))):
+        kind = "one string" if isinstance(names, str) else "no list"
+        raise InputError(f"compare_with={names!r} is {kind}; give a list of names.")
     budget = {name: getattr(recipe, name) for name in ("batch_size", "epochs", "learning_rate")}
     known = ["source", *RECIPES]
     found: dict[str, Recipe | None] = {}
     for name in names or ():
         if not isinstance(name, str) or name.partition(":")[0] not in known:
-            raise unknown_name("method to compare with,", name, known)
+            raise unknown_name("method to compare with,", name, known, also=OTHER_NAMES)
         if name == method:
             raise InputError(f"compare_with names {name!r}, the recipe itself; leave it out.")
         found[name] = None if name == "source" else find_recipe(name, defaults=budget)

@@ -2,10 +2,12 @@
 
 import math
 import numbers
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
-__all__ = ["InputError", "first_line", "listing", "unknown_name"]
+__all__ = ["InputError", "check_number", "first_line", "listing", "unknown_name", "user_path"]
 
 
 class InputError(ValueError):
@@ -51,5 +53,14 @@ def check_number(
     bounds = f"of {low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise InputError(f"{name}={value!r} is no {kind}; give one {bounds}.")
-    if not low <= value <= high:  # NaN too
+    if not low <= float(value) <= high:  # NaN too
         raise InputError(f"{name}={value!r} is out of range; give a {kind} {bounds}.")
+
+
+def user_path(value: object, what: str) -> Path:
+    """`value` as a `Path`, with ~ as the home folder. Raises `InputError` for what is no path.
+
+    `what`: the thing whose path it is, for the message."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
+        raise InputError(f"{value!r} is no path for {what}; give a string or a Path.")
+    return Path(os.path.expanduser(value))

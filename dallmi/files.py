@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dallmi
-from .errors import InputError, listing
+from .errors import InputError, listing, user_path
 
 # %% ../nbs/2_using/15_files.ipynb #15c007
 @contextmanager
@@ -151,7 +151,7 @@ def check_output(
     this package wrote it: a folder whose marker lists all its files, or (`folder=False`) a file.
     A link, an input, or a folder with anything else in it is refused, with `overwrite` or
     without."""
-    path = Path(os.path.expanduser(path))
+    path = user_path(path, "the output")
     try:
         why = _why_not(path, overwrite, inputs, folder)
     except OSError as e:

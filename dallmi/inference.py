@@ -27,7 +27,7 @@ from transformers import (
 
 from .data.domain import check_texts
 from .data.readers import DomainLike, find_text_column, read_rows
-from .errors import InputError, first_line
+from .errors import InputError, first_line, user_path
 from .files import atomic_path, check_output, mark_folder
 from .training.callbacks import quiet_transformers
 from .training.encoder import accelerator_or_cpu, bf16_pays, pad_batch
@@ -218,7 +218,7 @@ _UNKNOWN_LENGTH = 10**6  # transformers' tokenizers give a huge number where the
 
 def _model_place(name: Path | str) -> Path | str:
     "Where to load a model from: a folder with a config.json, or a hub name. Raises `InputError`."
-    folder = Path(os.path.expanduser(name))
+    folder = user_path(name, "a model")
     if (folder / "config.json").is_file():
         return folder
     local = str(name).startswith((".", "/", "~")) or str(name).count("/") != 1

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 # %% ../../nbs/1_method/11_encoder.ipynb #11c003
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, user_path
 from .callbacks import quiet_transformers
 
 # %% ../../nbs/1_method/11_encoder.ipynb #11c006
@@ -107,7 +107,7 @@ def load_encoder(
     `label_names`: [L]. The model is float32, its `id2label` set. The head is kept where it was
     stored for the same labels in the same order; else it is new. Silent. Raises `InputError` where
     the model cannot be found or read, or is no encoder."""
-    where = Path(name).expanduser()
+    where = user_path(name, "a model")
     local = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
     if where.is_file():
         raise InputError(f"The model '{name}' is a file; give the folder it lies in.")
