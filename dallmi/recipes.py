@@ -116,7 +116,9 @@ class Recipe:
         known = recipe.settings()
         for name in overrides:
             if name not in known:
-                raise unknown_name("setting of this recipe called", name, list(known), also=OTHER_NAMES)
+                raise unknown_name(
+                    "setting of this recipe called", name, list(known), also=OTHER_NAMES
+                )
         own = {k: v for k, v in overrides.items() if k in recipe._own()}
         mixing = {k[6:]: v for k, v in overrides.items() if k.startswith("mixup_")}
         of_loss = {k: v for k, v in overrides.items() if k not in own and k[:6] != "mixup_"}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError, check_number
+from ..errors import check_number
 from .anchored import estimate_prior
 from .base import Loss, check_shapes, full_precision, mean_where, split_labels
 
