@@ -30,6 +30,7 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 import dallmi
+from ..adaptation import read_task, source_model
 from ..baselines.adversarial import adapt_adversarially
 from ..baselines.linear import fit_linear
 from ..errors import InputError, unknown_name
@@ -40,11 +41,8 @@ from ..metrics import evaluate, expected_f1_thresholds, prevalences
 from dallmi.pipeline import (
     MethodScores,
     Pipeline,
-    SourceStage,
     Task,
     digest,
-    load_task,
-    source_classifier,
     untrained_classifier,
     versions,
 )
@@ -162,18 +160,7 @@ class Grid:
 # %% ../../nbs/3_judging/25_benchmark.ipynb #25c015
 def _load(grid: Grid, trial: Trial) -> Task:
     "The texts and labels of a trial."
-    settings = grid.trial_settings(trial)
-    return load_task(
-        *grid.files(trial.pair),
-        text_column=settings.text_column,
-        label_columns=settings.label_columns,
-        only_labels=settings.only_labels,
-        max_rows=settings.max_rows,
-        trust_negatives=settings.trust_negatives,
-        label_fraction=settings.label_fraction,
-        masking=settings.masking,
-        seed=settings.seed,
-    )
+    return read_task(*grid.files(trial.pair), None, grid.trial_settings(trial))
 
 
 def _check_pair(grid: Grid, pair: str) -> str:
@@ -244,18 +231,10 @@ def _trial_file(out: Path, config: Mapping[str, Any]) -> Path:
 def _pipeline(grid: Grid, trial: Trial, task: Task) -> Pipeline:
     """The pipeline of a trial, from the source model that all trials of a pair share, whatever
     their seed."""
-    settings = grid.trial_settings(trial)
-    fresh = untrained_classifier(
-        task.source.label_names, settings.model, settings.max_length, settings.bf16, seed=0
-    )
-    stage = SourceStage(
-        settings.source_epochs,
-        settings.source_batch_size,
-        settings.source_learning_rate,
-        settings.head_multiplier,
-        seed=0,
-    )
-    return Pipeline(task, source_classifier(task.source, fresh, stage), settings.seed)
+    shared = replace(grid.trial_settings(trial), seed=0)
+    names = task.source.label_names
+    fresh = untrained_classifier(names, shared.model, shared.max_length, shared.bf16, shared.seed)
+    return Pipeline(task, source_model(task, fresh, shared), trial.seed)
 
 
 def _fit_words(task: Task) -> MethodScores:
