@@ -343,6 +343,11 @@ class Pipeline:
     @cached_property
     def teacher_probs(self) -> np.ndarray:
         "Probabilities [N, L] of the target's texts by the teacher: the source model."
+        return self.source_probs
+
+    @cached_property
+    def source_probs(self) -> np.ndarray:
+        "Probabilities [N, L] of the target's texts by the source model, scored once."
         trained = {k: v.clone() for k, v in self.classifier.model.state_dict().items()}
         self.reset()
         probs = self.classifier.score_tokens(self.rows["input_ids"])
@@ -362,7 +367,7 @@ class Pipeline:
     def source_scores(self) -> MethodScores:
         "What the source model says."
         self.reset()
-        return self.scores()
+        return MethodScores(self.source_probs, self.classifier.score_tokens(self.test_ids))
 
     def _training_rows(self, recipe: Recipe, loss: nn.Module) -> Dataset:
         """Tokenized rows with the labels that the recipe may see, and the columns that its loss
