@@ -22,12 +22,19 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _kind(f: Field) -> type:
+def _kind(f: Field) -> Callable[[str], Any]:
     "The type of what is written after a setting's option."
     text = str(f.type)
     if text.startswith("bool") or f.type is bool:
         return bool
+    if "Literal" in text:
+        return _word_or_int
     return next((kind for kind in (int, float) if kind.__name__ in text), str)
+
+
+def _word_or_int(text: str) -> int | str:
+    "A whole number, or else the word as it is."
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def _add_setting(box: Any, f: Field) -> None:
@@ -122,7 +129,8 @@ colon: --recipe anchored:mixup_weight=0,epochs=5""",
         "compare methods over pairs of domains, label fractions and seeds",
         """\
 A pair is a folder of --data-dir with source.csv and target.csv, both fully labelled; 'films'
-is the bundled one. Methods: source, tfidf, unsupervised, and all recipes (dallmi recipes);
+is the bundled one. Methods: source, tfidf, source+words, tfidf-st, unsupervised, and all
+recipes (dallmi recipes);
 'anchored:mixup_weight=0,epochs=5' is a variant of one.
 Every trial is written when it is done. Give the same command again after an interruption: it
 does what is missing. With several --learning-rates each trial chooses its own, without hidden
@@ -207,7 +215,7 @@ _LISTS: dict[str, tuple[type, str, tuple | None, str]] = {
     ),
     "maskings": (str, "WHAT", ("label",), "hide them by label or by sample, or both"),
     "seeds": (int, "N", (0, 1, 2), "seeds"),
-    "learning_rates": (float, "RATE", (1e-4,), "learning rates on the target"),
+    "learning_rates": (float, "RATE", None, "learning rates on the target (default: the recipe's)"),
 }
 _NOT_SHARED = ("label_fraction", "masking", "seed", "trust_negatives")
 

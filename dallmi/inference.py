@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from huggingface_hub import hf_hub_download
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -31,6 +32,7 @@ from .errors import InputError, first_line, user_path
 from .files import atomic_path, check_output, mark_folder
 from .training.callbacks import quiet_transformers
 from .training.encoder import accelerator_or_cpu, bf16_pays, pad_batch
+from .words import WORD_FILES, TwoViews
 
 # %% ../nbs/2_using/17_inference.ipynb #17c011
 def _length_batches(
@@ -110,12 +112,14 @@ class Classifier:
     """A stock multi-label classifier with its tokenizer.
 
     `max_length`: tokens of a text that are read. `bf16`: autocast to bfloat16 when scoring; default
-    where it pays."""
+    where it pays. `words`: the word view and how both are put together, or None for the encoder
+    alone."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_length: int = 128
     bf16: bool | None = None
+    words: TwoViews | None = None
 
     @property
     def label_names(self) -> list[str]:
@@ -124,14 +128,21 @@ class Classifier:
 
     @property
     def thresholds(self) -> np.ndarray:
-        "The thresholds stored with the checkpoint, float64 [L]; 0.5 where there are none."
+        """The thresholds stored with the checkpoint, float64 [L]; 0.5 where there are none.
+
+        With two views those of both together; the encoder's own are in its config."""
+        if self.words is not None:
+            return self.words.thresholds
         return _stored_thresholds(self.model.config, self.label_names)
 
     def set_thresholds(self, thresholds: Sequence[float] | np.ndarray) -> None:
-        """Keep `thresholds` [L] with the model, as its checkpoint will. Raises `InputError` for
-        what is no number per label."""
+        """Keep `thresholds` [L] with the model, as its checkpoint will: of both views, or else of
+        the encoder. Raises `InputError` for what is no number per label."""
         values = np.asarray(thresholds, dtype=np.float64)
         _check_thresholds(values, self.label_names)
+        if self.words is not None:
+            self.words = self.words.with_thresholds(values)
+            return
         self.model.config.thresholds = dict(zip(self.label_names, values.tolist(), strict=True))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -144,11 +155,12 @@ class Classifier:
         return self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
-        "Probabilities [N, L] (float32) of N texts, in their order."
-        return self.score_tokens(self.tokenize(texts))
+        "Probabilities [N, L] (float32) of N texts, in their order, by both views where it has two."
+        probs = self.score_tokens(self.tokenize(texts))
+        return probs if self.words is None else self.words.combine(probs, texts)
 
     def score_tokens(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        "Probabilities [N, L] (float32) of N tokenized texts, in their order."
+        "Probabilities [N, L] (float32) of N tokenized texts, in their order, by the encoder alone."
         probs = np.empty((len(input_ids), len(self.label_names)), dtype=np.float32)
         with _evaluating(self.model, self.bf16):
             for rows in _length_batches([len(ids) for ids in input_ids]):
@@ -182,16 +194,19 @@ class Classifier:
         return folder
 
     @classmethod
-    def load(cls, name: Path | str, bf16: bool | None = None) -> "Classifier":
+    def load(cls, name: Path | str, bf16: bool | None = None, words: bool = True) -> "Classifier":
         """A classifier from a folder that `save` or transformers wrote, or a hub name 'owner/name'.
 
-        Raises `InputError` where it is missing, cannot be read, or is no multi-label classifier."""
+        `words`: with its word view, where it has one. Raises `InputError` where it
+        is missing, cannot be read, or is no multi-label classifier."""
         model, tokenizer = _load_pair(name)
         length = tokenizer.model_max_length
         length = length if length < _UNKNOWN_LENGTH else 128
         torch.nn.Module.to(model, accelerator_or_cpu())
         found = cls(model, tokenizer, length, bf16)
         _stored_thresholds(model.config, found.label_names)
+        if words and getattr(model.config, "word_view", False):
+            found.words = TwoViews.load(_words_place(name), found.label_names)
         return found
 
 # %% ../nbs/2_using/17_inference.ipynb #17c039
@@ -202,9 +217,12 @@ def save_checkpoint(classifier: Classifier, folder: Path, card: str) -> None:
     try:
         with quiet_transformers():
             classifier.model.config.problem_type = "multi_label_classification"
+            classifier.model.config.word_view = classifier.words is not None
             classifier.model.save_pretrained(folder)
             tokenizer.model_max_length = min(classifier.max_length, length)
             tokenizer.save_pretrained(folder)
+        if classifier.words is not None:
+            classifier.words.save(folder)
     finally:
         tokenizer.model_max_length = length
     path = folder / "config.json"
@@ -227,6 +245,21 @@ def _model_place(name: Path | str) -> Path | str:
         reason = "it is a file; give the folder it lies in" if folder.is_file() else reason
         raise InputError(f"There is no model in '{name}': {reason}.")
     return str(name)
+
+
+def _words_place(name: Path | str) -> Path:
+    "The folder with the files of a checkpoint's word view. Raises `InputError`."
+    place = _model_place(name)
+    if isinstance(place, Path):
+        return place
+    try:
+        found = [hf_hub_download(place, file) for file in WORD_FILES]
+    except Exception as e:  # of the hub, of the connection, of the cache
+        raise InputError(
+            f"The word view of '{name}' cannot be loaded ({first_line(e)}); check the connection, "
+            "or load it with words=False."
+        ) from None
+    return Path(found[0]).parent
 
 
 def _why_no_classifier(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -28,6 +28,7 @@ from dallmi.losses import (
     VariationLoss,
 )
 from .training.trainer import check_loss, loss_name
+from .words import Words
 
 # %% ../nbs/2_using/14_recipes.ipynb #14c009
 def _parameters(part: Any) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def _parameters(part: Any) -> dict[str, Any]:
 
 # %% ../nbs/2_using/14_recipes.ipynb #14c013
 _RANGES = {
+    "rounds": (1, 10),
     "balanced_share": (0, 1),
     "batch_size": (2, 100_000),
     "epochs": (1, 10_000),
@@ -66,52 +68,71 @@ OTHER_NAMES = {
 def _check_range(name: str, value: Any) -> None:
     "Raise `InputError` where a number of a recipe is none, or out of its range."
     low, high = _RANGES[name]
-    check_number(name, value, low, high, whole=name in ("batch_size", "epochs"))
+    check_number(name, value, low, high, whole=name in ("rounds", "batch_size", "epochs"))
 
 # %% ../nbs/2_using/14_recipes.ipynb #14c016
+_PARTS: dict[str, Any] = {"mixup": MixUp, "words": Words}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A way to adapt: the parts of the method, none of which knows of another, and a budget.
 
-    `labels`: what of the target's labels it may see, the observed ones or all of them (the upper
-    bound). Raises `InputError` for a value out of range, and a part that cannot be used."""
+    `words`: the word view beside the encoder, or None. `rounds`: in every round but the last, two
+    halves of the target each train both views for half of the epochs and say the probabilities of
+    the other half, which are the next round's teacher. `replay`: whether the source's texts, with
+    their labels, are trained on too. `labels`: what of the target's labels it may see, the observed
+    ones, none of them, or all (the upper bound). Raises `InputError` for a value out of range, and
+    a part that cannot be used."""
 
     loss: nn.Module
     mixup: MixUp | None = None
+    words: Words | None = None
+    rounds: int = 1
+    replay: bool = False
     balanced_share: float = 0.0
     batch_size: int = 16
     epochs: int = 3
     learning_rate: float = 1e-4
-    labels: Literal["observed", "all"] = "observed"
+    labels: Literal["observed", "none", "all"] = "observed"
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
         _parameters(self.loss)
-        if not isinstance(self.mixup, (MixUp, type(None))):
-            raise InputError(f"mixup={self.mixup!r} cannot be used: give a MixUp, or None.")
+        for name, kind in _PARTS.items():
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                given = f"{name}={getattr(self, name)!r}"
+                raise InputError(f"{given} cannot be used: give a {kind.__name__}, or None.")
         for name in _RANGES:
             _check_range(name, getattr(self, name))
-        if self.labels not in ("observed", "all"):
-            raise InputError(f"labels={self.labels!r} is unknown: use 'observed' or 'all'.")
+        if not isinstance(self.replay, bool):
+            raise InputError(f"replay={self.replay!r} is neither True nor False.")
+        if self.labels not in ("observed", "none", "all"):
+            raise InputError(f"labels={self.labels!r} is unknown: use 'observed', 'none' or 'all'.")
 
     def describe(self) -> dict[str, Any]:
         "The recipe as plain values: all that decides its numbers."
         loss = {"class": type(self.loss).__name__} | _parameters(self.loss)
-        mixup = None if self.mixup is None else _parameters(self.mixup)
-        return self._own() | {"loss": loss, "mixup": mixup}
+        parts = {name: getattr(self, name) for name in _PARTS}
+        described = {name: part and _parameters(part) for name, part in parts.items()}
+        return self._own() | {"loss": loss} | described
 
     def settings(self) -> dict[str, Any]:
-        "What `change` can change, {name: value now}: own fields, `mixup_…`, the loss's parameters."
-        mixup = {f"mixup_{k}": v for k, v in _parameters(self.mixup or MixUp()).items()}
-        return self._own() | mixup | _parameters(self.loss)
+        """What `change` can change, {name: value now}: own fields, `mixup_…`, `words_…`, the loss's
+        parameters."""
+        found = self._own()
+        for name, kind in _PARTS.items():
+            values = _parameters(getattr(self, name) or kind())
+            found |= {f"{name}_{key}": value for key, value in values.items()}
+        return found | _parameters(self.loss)
 
     def change(self, **overrides: Any) -> "Recipe":
         """A copy with some settings changed.
 
         Names: the recipe's own (`epochs`, `loss`, …), `mixup_` and a field of `MixUp`
-        (`mixup_weight`), or a constructor parameter of the loss (`form`, `prior_weight`). A
-        `mixup_weight` of 0 drops MixUp. Raises `InputError` for another name, offering the nearest,
-        and for a value out of range."""
+        (`mixup_weight`), `words_` and one of `Words`, or a constructor parameter of the loss
+        (`form`, `prior_weight`). A weight of 0 drops MixUp or the word view. Raises `InputError`
+        for another name, offering the nearest, and for a value out of range."""
         recipe = replace(self, loss=copy.deepcopy(overrides.pop("loss", self.loss)))
         known = recipe.settings()
         for name in overrides:
@@ -120,12 +141,15 @@ class Recipe:
                     "setting of this recipe called", name, list(known), also=OTHER_NAMES
                 )
         own = {k: v for k, v in overrides.items() if k in recipe._own()}
-        mixing = {k[6:]: v for k, v in overrides.items() if k.startswith("mixup_")}
-        of_loss = {k: v for k, v in overrides.items() if k not in own and k[:6] != "mixup_"}
-        if mixing:
-            own["mixup"] = _changed_mixup(own.get("mixup", recipe.mixup), mixing)
-        if of_loss:
-            own["loss"] = type(recipe.loss)(**_parameters(recipe.loss) | of_loss)
+        for part in _PARTS:
+            start = f"{part}_"
+            changes = {k[len(start) :]: v for k, v in overrides.items() if k.startswith(start)}
+            if changes:
+                own[part] = _changed_part(part, own.get(part, getattr(recipe, part)), changes)
+        starts = tuple(f"{part}_" for part in _PARTS)
+        rest = {k: v for k, v in overrides.items() if k not in own and not k.startswith(starts)}
+        if rest:
+            own["loss"] = type(recipe.loss)(**_parameters(recipe.loss) | rest)
         return replace(recipe, **own)
 
     @property
@@ -138,19 +162,26 @@ class Recipe:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-def _changed_mixup(mixup: MixUp | None, changes: dict[str, Any]) -> MixUp | None:
-    "`mixup` with `changes`; None where its weight is 0. Raises `InputError`."
-    if mixup is None and "weight" not in changes:
+def _changed_part(name: str, part: Any, changes: dict[str, Any]) -> Any:
+    "A part of a recipe with `changes`; None where its weight is 0. Raises `InputError`."
+    kind = _PARTS[name]
+    if part is None and "weight" not in changes:
         raise InputError(
-            f"There is no MixUp whose {next(iter(changes))} could be changed; "
-            "give mixup_weight, too."
+            f"There is no {kind.__name__} whose {next(iter(changes))} could be changed; "
+            f"give {name}_weight, too."
         )
-    changed = replace(mixup or MixUp(), **changes)
+    changed = replace(part or kind(), **changes)
     return changed if changed.weight > 0 else None
 
-# %% ../nbs/2_using/14_recipes.ipynb #14c026
+# %% ../nbs/2_using/14_recipes.ipynb #14c024
 RECIPES: dict[str, Recipe] = {
-    "anchored": Recipe(AnchoredLoss(), MixUp(weight=0.5, max_pairs=4)),
+    "anchored": Recipe(
+        AnchoredLoss(),
+        MixUp(weight=0.5, max_pairs=4),
+        words=Words(weight=0.5),
+        rounds=2,
+        epochs=6,
+    ),
     "paper": Recipe(
         VariationLoss("norm"),
         MixUp(weight=1.0, max_pairs=64),
@@ -167,6 +198,8 @@ RECIPES: dict[str, Recipe] = {
         epochs=4,
         learning_rate=5e-5,
     ),
+    "st": Recipe(BCELoss(unknown="ignore"), replay=True),
+    "distilled": Recipe(AnchoredLoss(prior_weight=0.0), labels="none"),
     "partial": Recipe(BCELoss(unknown="negative")),
     "asl": Recipe(ASLLoss()),
     "em": Recipe(EMLoss()),
@@ -176,10 +209,12 @@ RECIPES: dict[str, Recipe] = {
     "supervised": Recipe(BCELoss(unknown="ignore"), labels="all"),
 }
 
-# %% ../nbs/2_using/14_recipes.ipynb #14c034
+# %% ../nbs/2_using/14_recipes.ipynb #14c032
 def _read_value(text: str, default: Any, name: str) -> Any:
     "The `text` of a setting as a value of the type of its `default`. Raises `InputError`."
     kind = type(default)
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     if kind not in (int, float, str):
         raise InputError(f"{name} cannot be given as text; change it from Python.")
     try:
@@ -202,7 +237,7 @@ def _read_changes(spec: str, name: str, rest: str, known: Mapping[str, Any]) -> 
         changes[key] = _read_value(text, known[key], key)
     return changes
 
-# %% ../nbs/2_using/14_recipes.ipynb #14c035
+# %% ../nbs/2_using/14_recipes.ipynb #14c033
 def find_recipe(
     spec: str | Recipe,
     recipes: Mapping[str, Recipe] = RECIPES,
@@ -227,18 +262,20 @@ def find_recipe(
     changes = _read_changes(spec, name, rest, recipe.settings())
     return recipe.change(**{**changes, **overrides})
 
-# %% ../nbs/2_using/14_recipes.ipynb #14c046
+# %% ../nbs/2_using/14_recipes.ipynb #14c044
 def recipes_table() -> str:
     "The recipes as a table in plain text: loss, MixUp, sampling and budget, a line each."
     rows = []
     for name, recipe in RECIPES.items():
         loss = ", ".join(f"{key}={value}" for key, value in _parameters(recipe.loss).items())
-        mixup = recipe.mixup
+        mixup, words = recipe.mixup, recipe.words
         rows.append(
             {
                 "recipe": name,
                 "loss": f"{type(recipe.loss).__name__}({loss})",
                 "MixUp": "" if mixup is None else f"{mixup.weight:g} × {mixup.max_pairs}",
+                "words": "" if words is None else f"{words.weight:g}",
+                "rounds": recipe.rounds,
                 "balanced_share": f"{recipe.balanced_share:g}",
                 "batch_size": recipe.batch_size,
                 "epochs": recipe.epochs,
@@ -246,6 +283,6 @@ def recipes_table() -> str:
             }
         )
     table = pd.DataFrame(rows).to_string(index=False)
-    mixup_fields = ", ".join(f"mixup_{f.name}" for f in fields(MixUp))
-    words = "MixUp is written as weight × max_pairs. Change a setting by its name: "
-    return f"{table}\n\n{words}{mixup_fields}, those of the loss, and the columns on the right."
+    names = [f"{part}_{f.name}" for part, kind in _PARTS.items() for f in fields(kind)]
+    said = "MixUp is written as weight × max_pairs. Change a setting by its name: "
+    return f"{table}\n\n{said}{', '.join(names)}, those of the loss, and the columns on the right."

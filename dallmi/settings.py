@@ -9,7 +9,7 @@ __all__ = ['Settings']
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from .errors import InputError
 
@@ -100,7 +100,12 @@ class Settings:
         "folder or hub name of an encoder (default: MiniLM; the paper's: bert-base-uncased)",
         metavar="NAME",
     )
-    max_length: int = _setting(128, "model", "tokens of a text that are read", metavar="N")
+    max_length: int | Literal["auto"] = _setting(
+        "auto",
+        "model",
+        "tokens of a text that are read; auto: nine tenths are no longer",
+        metavar="N",
+    )
     source_epochs: int = _setting(5, "source stage", "passes over the source", metavar="N")
     source_batch_size: int = _setting(16, "source stage", "source texts per batch", metavar="N")
     source_learning_rate: float = _setting(
@@ -130,7 +135,10 @@ class Settings:
         choices = f.metadata.get("choices")
         if choices and value not in choices:
             raise InputError(f"{f.name}={value!r} is unknown: use {', '.join(choices)}.")
-        wrong = _kind_error(value, get_args(f.type) or (f.type,))
+        kinds = get_args(f.type) or (f.type,)
+        if isinstance(value, str) and value in [word for kind in kinds for word in get_args(kind)]:
+            return
+        wrong = _kind_error(value, kinds)
         if wrong:
             raise InputError(f"{f.name}={value!r} {wrong}.")
         low, high = _RANGES.get(f.name, (None, None))

@@ -17,11 +17,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from itertools import product
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
@@ -30,10 +32,11 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 import dallmi
-from ..adaptation import read_task, source_model
+from ..adaptation import fresh_classifier, read_task, source_model
 from ..baselines.adversarial import adapt_adversarially
-from ..baselines.linear import fit_linear
-from ..errors import InputError, unknown_name
+from ..data.domain import Domain
+from ..data.readers import load_domain
+from ..errors import InputError, check_number, unknown_name
 from .results import check_together, read_trial
 from ..files import write_json
 from ..losses import variation_loss
@@ -43,12 +46,12 @@ from dallmi.pipeline import (
     Pipeline,
     Task,
     digest,
-    untrained_classifier,
     versions,
 )
 from ..recipes import RECIPES, Recipe, find_recipe
 from ..settings import Settings
 from ..training.callbacks import TrainingDiverged, duration
+from ..words import fit_words
 
 # %% ../../nbs/3_judging/25_benchmark.ipynb #25c007
 @dataclass(frozen=True)
@@ -68,10 +71,11 @@ class Trial:
         return f"{self.pair} {self.method}{how} seed {self.seed}"
 
 
-BASELINES = ("source", "tfidf", "unsupervised")
-_FREE = ("source", "unsupervised")  # methods that look at no label of the target
-_UNTRAINED = ("source", "tfidf")  # their seconds say nothing about a training
-_BUDGET = {"batch_size": 16, "epochs": 3}
+BASELINES = ("source", "tfidf", "source+words", "tfidf-st", "unsupervised")
+_FREE = ("source", "tfidf", "source+words", "unsupervised")  # look at no label of the target
+_UNTRAINED = BASELINES[:4]  # their seconds say nothing about a training
+_WORDS = ("tfidf", "tfidf-st")  # need no encoder
+_BUDGET = {"batch_size": 16, "epochs": 3, "learning_rate": 1e-4}  # of a baseline
 
 # %% ../../nbs/3_judging/25_benchmark.ipynb #25c008
 @dataclass
@@ -81,22 +85,27 @@ class Grid:
     `methods`: names of `BASELINES`, recipes, or recipes with changes; `recipes`: your own,
     {name: recipe}. `settings`: those of all trials. `budget`: `epochs` and `batch_size` of all
     methods that do not change them in their name. With several learning rates each trial chooses
-    its own, by the variation loss on held-out target texts, without a hidden label. Raises
-    `InputError` for what cannot be run."""
+    its own, by the variation loss on held-out target texts, without a hidden label.
+
+    A fifth of the target is the test, and what `target_rows` texts to train on leave over. With
+    `split="validation"` the test is set aside unread, and three tenths of the rest are scored
+    instead: for choices. Raises `InputError` for what cannot be run."""
 
     pairs: Sequence[str]
     methods: Sequence[str] = (*BASELINES, *RECIPES)
     label_fractions: Sequence[float] = (0.1, 0.3, 0.5)
     maskings: Sequence[str] = ("label",)
     seeds: Sequence[int] = (0, 1, 2)
-    learning_rates: Sequence[float] = (1e-4,)
+    learning_rates: Sequence[float] = ()
     data_dir: str = "."
     settings: Settings = Settings()
     budget: Mapping[str, Any] = field(default_factory=dict)
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    target_rows: int | None = None
+    split: Literal["test", "validation"] = "test"
 
     def __post_init__(self) -> None:
-        lists = ("pairs", "methods", "label_fractions", "maskings", "seeds", "learning_rates")
+        lists = ("pairs", "methods", "label_fractions", "maskings", "seeds")
         for name in lists:
             if isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise InputError(f"The grid needs a list of {name}, at least one.")
@@ -108,26 +117,29 @@ class Grid:
             raise InputError(
                 f"{own[0]!r} names its rate, so it cannot choose one of several; drop one of both."
             )
-        for rate in self.learning_rates:
+        if self.split not in ("test", "validation"):
+            raise InputError(f"split={self.split!r} is unknown: use 'test' or 'validation'.")
+        if self.target_rows is not None:
+            check_number("target_rows", self.target_rows, 2, whole=True)
+        for rate in self.learning_rates or (None,):
             find_recipe("partial", defaults=self.budget_at(rate))
             for trial in self.trials():
                 self.recipe(trial.method, rate)
                 self.trial_settings(trial)
 
-    def budget_at(self, learning_rate: float) -> dict[str, Any]:
-        "`batch_size`, `epochs` and `learning_rate` of a method that does not change them."
-        return {**_BUDGET, **self.budget, "learning_rate": learning_rate}
+    def budget_at(self, learning_rate: float | None = None) -> dict[str, Any]:
+        "The grid's `batch_size`, `epochs` and `learning_rate`, as far as it has its own."
+        rate = learning_rate or (self.learning_rates[0] if self.learning_rates else None)
+        return {**self.budget} | ({} if rate is None else {"learning_rate": rate})
 
     def recipe(self, method: str, learning_rate: float | None = None) -> Recipe | None:
-        "The recipe of a method at the grid's budget; None for a baseline."
+        "The recipe of a method at the grid's budget, or its own; None for a baseline."
         if method in BASELINES:
             return None
         known = {**RECIPES, **self.recipes}
         if method.partition(":")[0] not in known:
             raise unknown_name("method", method, [*BASELINES, *known])
-        return find_recipe(
-            method, known, defaults=self.budget_at(learning_rate or self.learning_rates[0])
-        )
+        return find_recipe(method, known, defaults=self.budget_at(learning_rate))
 
     def trials(self) -> list[Trial]:
         "The trials, each once: a method that sees none or all of the labels has one per seed."
@@ -135,7 +147,7 @@ class Grid:
         axes = (self.seeds, self.maskings, self.label_fractions, self.pairs, self.methods)
         for seed, masking, fraction, pair, method in product(*axes):
             recipe = self.recipe(method)
-            if method in _FREE or (recipe and recipe.labels == "all"):
+            if method in _FREE or (recipe and recipe.labels != "observed"):
                 found.append(Trial(pair, method, seed=seed))
             else:
                 found.append(Trial(pair, method, fraction, masking, seed))
@@ -158,9 +170,30 @@ class Grid:
         )
 
 # %% ../../nbs/3_judging/25_benchmark.ipynb #25c015
+@lru_cache(8)
+def _domain(path: str, changed: float, *how: Any) -> Domain:
+    "A domain, read once per process. `changed`: when the file was."
+    return load_domain(path, *how[:2], only_labels=how[2], max_rows=how[3])
+
+
+def _read_domain(path: str, settings: Settings) -> Domain:
+    "A domain as `settings` say."
+    place = Path(path)
+    changed = place.stat().st_mtime if place.is_file() else 0.0
+    names = ("text_column", "label_columns", "only_labels", "max_rows")
+    values = [getattr(settings, name) for name in names]
+    return _domain(path, changed, *(tuple(v) if isinstance(v, list) else v for v in values))
+
+
 def _load(grid: Grid, trial: Trial) -> Task:
     "The texts and labels of a trial."
-    return read_task(*grid.files(trial.pair), None, grid.trial_settings(trial))
+    settings = grid.trial_settings(trial)
+    source, target = (_read_domain(path, settings) for path in grid.files(trial.pair))
+    share = 0.2 if grid.target_rows is None else max(0.2, 1 - grid.target_rows / len(target))
+    target, test = target.split(share, trial.seed)
+    if grid.split == "validation":
+        target, test = target.split(0.3, trial.seed + 50)
+    return read_task(source, target, test, settings)
 
 
 def _check_pair(grid: Grid, pair: str) -> str:
@@ -208,14 +241,15 @@ def _plain(value: Any) -> Any:
 
 def _configuration(grid: Grid, trial: Trial, data: str) -> dict[str, Any]:
     "All that decides a trial's numbers, as JSON has it; `data`: what `_check_pair` gave."
-    settings = asdict(grid.trial_settings(trial)) | grid.budget_at(grid.learning_rates[0])
+    settings = asdict(grid.trial_settings(trial)) | _BUDGET | grid.budget_at()
     recipe = grid.recipe(trial.method)
     if recipe is not None:
-        settings |= {name: getattr(recipe, name) for name in (*_BUDGET, "learning_rate")}
+        settings |= {name: getattr(recipe, name) for name in _BUDGET}
         code = _code(recipe.loss)
         settings["recipe"] = recipe.describe() | ({"code": code} if code else {})
     if len(grid.learning_rates) > 1:
         settings["learning_rate"] = list(grid.learning_rates)
+    settings |= {"target_rows": grid.target_rows, "split": grid.split}
     config = {"version": dallmi.__version__, "trial": asdict(trial)}
     return json.loads(json.dumps(config | {"settings": settings, "data": data}, default=_plain))
 
@@ -229,27 +263,27 @@ def _trial_file(out: Path, config: Mapping[str, Any]) -> Path:
 
 # %% ../../nbs/3_judging/25_benchmark.ipynb #25c021
 def _pipeline(grid: Grid, trial: Trial, task: Task) -> Pipeline:
-    """The pipeline of a trial, from the source model that all trials of a pair share, whatever
-    their seed."""
-    shared = replace(grid.trial_settings(trial), seed=0)
-    names = task.source.label_names
-    fresh = untrained_classifier(names, shared.model, shared.max_length, shared.bf16, shared.seed)
-    return Pipeline(task, source_model(task, fresh, shared), trial.seed)
+    "The pipeline of a trial, from the source model that all trials of a pair and a seed share."
+    settings = grid.trial_settings(trial)
+    return Pipeline(
+        task, source_model(task, fresh_classifier(task, settings), settings), trial.seed
+    )
 
 
-def _fit_words(task: Task) -> MethodScores:
-    "The scores of a linear model of words, fitted on the source and the target's observed labels."
+def _word_scores(task: Task, observed: bool) -> MethodScores:
+    "The scores of a word model of the source alone, or with the target's `observed` labels."
     assert task.test is not None
     began = time.monotonic()
-    score = fit_linear(task.source.texts, task.source.labels, task.target.texts, task.target.labels)
+    target = (task.target.texts, task.target.labels) if observed else ()
+    model = fit_words(task.source.texts, task.source.labels, *target)
     seconds = time.monotonic() - began
-    return MethodScores(score(task.target.texts), score(task.test.texts), seconds)
+    return MethodScores(model.probs(task.target.texts), model.probs(task.test.texts), seconds)
 
 
 _AAD_RATE = 0.1  # the published rate of AAD, 1e-5, is a tenth of the other methods'
 
 
-def _train(grid: Grid, method: str, rate: float, pipeline: Pipeline) -> MethodScores:
+def _train(grid: Grid, method: str, rate: float | None, pipeline: Pipeline) -> MethodScores:
     "Train the source model of a pipeline by a method, at a learning rate."
     recipe = grid.recipe(method, rate)
     if recipe is not None:
@@ -258,14 +292,10 @@ def _train(grid: Grid, method: str, rate: float, pipeline: Pipeline) -> MethodSc
     pipeline.reset()
     source_ids = pipeline.classifier.tokenize(pipeline.task.source.texts)
     target_ids = pipeline.rows["input_ids"][:]
+    budget = _BUDGET | grid.budget_at(rate)
+    budget["learning_rate"] *= _AAD_RATE
     began = time.monotonic()
-    adapt_adversarially(
-        pipeline.classifier,
-        source_ids,
-        target_ids,
-        **grid.budget_at(rate * _AAD_RATE),
-        seed=pipeline.seed,
-    )
+    adapt_adversarially(pipeline.classifier, source_ids, target_ids, **budget, seed=pipeline.seed)
     return pipeline.scores(time.monotonic() - began)
 
 # %% ../../nbs/3_judging/25_benchmark.ipynb #25c023
@@ -296,19 +326,27 @@ def _choose_rate(grid: Grid, method: str, pipeline: Pipeline) -> float:
 # %% ../../nbs/3_judging/25_benchmark.ipynb #25c027
 def _method_scores(grid: Grid, trial: Trial, task: Task) -> tuple[MethodScores, dict[str, float]]:
     "The scores of a trial's method, and the learning rate that it chose, where there are several."
-    if trial.method == "tfidf":
-        return _fit_words(task), {}
+    if trial.method in _WORDS:
+        return _word_scores(task, observed=trial.method == "tfidf-st"), {}
     pipeline = _pipeline(grid, trial, task)
-    if trial.method == "source":
-        return pipeline.source_scores(), {}
-    if len(grid.learning_rates) == 1:
-        return _train(grid, trial.method, grid.learning_rates[0], pipeline), {}
+    if trial.method in ("source", "source+words"):
+        return pipeline.source_scores(words=trial.method == "source+words"), {}
+    if len(grid.learning_rates) < 2:
+        return _train(grid, trial.method, None, pipeline), {}
     began = time.monotonic()
     rate = _choose_rate(grid, trial.method, pipeline)
     searched = time.monotonic() - began
     scores = _train(grid, trial.method, rate, pipeline)
     scores = replace(scores, seconds=scores.seconds + searched)
     return scores, {"chosen_learning_rate": rate}
+
+
+def _forget_peak() -> None:
+    "Start the high-water mark of memory anew, where the system lets one."
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory() -> int:
@@ -330,6 +368,7 @@ def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
 
     Metrics are in [0, 1]. `seconds` are those of the adaptation, a search for the learning rate
     included, without source stage and scoring; `memory_mb` is the peak of the process so far."""
+    _forget_peak()
     task = _load(grid, trial)
     assert task.test is not None
     scores, chosen = _method_scores(grid, trial, task)
@@ -337,10 +376,15 @@ def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
     thresholds = expected_f1_thresholds(scores.target)
     metrics = evaluate(scores.test, task.test.labels, names, thresholds)
     labels = metrics.pop("labels")
+    views = {
+        view: evaluate(alone.test, task.test.labels, names)["mAP"]
+        for view, alone in scores.views.items()
+    }
     counts = {"source": len(task.source), "target": len(task.target), "test": len(task.test)}
     return {
         "metrics": metrics,
         "labels": labels,
+        "views": views,
         "chance": prevalences(task.test.labels, names),
         "counts": counts | {"observed": int((task.target.labels == 1).sum())},
         "seconds": round(scores.seconds, 2),
@@ -435,29 +479,40 @@ class _Run:
         finished = {trial: _finished(path) for trial, path in self.paths.items()}
         self.took = {t: found["trial_seconds"] for t, found in finished.items() if found}
         self.todo = [trial for trial in self.paths if trial not in self.took]
-        first = {t.pair: t for t in reversed(self.todo) if t.method != "tfidf"}
-        self.todo.sort(key=lambda t: t is not first.get(t.pair))  # they train the source models
+        first = {(t.pair, t.seed): t for t in reversed(self.todo) if t.method not in _WORDS}
+        self.todo.sort(
+            key=lambda t: t is not first.get((t.pair, t.seed))
+        )  # they train the source models
         self.workers: set[ProcessPoolExecutor] = set()
+        self.mine = threading.local()
         self.stopped = False
         self.ending = threading.Lock()
 
+    def worker(self) -> ProcessPoolExecutor:
+        "The process of this thread, which keeps what it has imported and read from trial to trial."
+        if not hasattr(self.mine, "worker"):
+            env = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+            start = (str(self.log), os.getpid())
+            self.mine.worker = ProcessPoolExecutor(
+                1, env=env, timeout=None, initializer=_start_worker, initargs=start
+            )
+            self.workers.add(self.mine.worker)
+        return self.mine.worker
+
     def in_worker(self, trial: Trial) -> str | None:
-        "Run a trial in a process of its own; returns why it ended without a word, or None."
-        env = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
-        start = (str(self.log), os.getpid())
-        worker = ProcessPoolExecutor(1, env=env, initializer=_start_worker, initargs=start)
-        self.workers.add(worker)
+        "Run a trial in this thread's process; returns why that ended without a word, or None."
         try:
             if not self.stopped:
                 job = (self.grid, trial, self.configs[trial], self.paths[trial], time.time())
-                worker.submit(_work, *job).result()
+                self.worker().submit(_work, *job).result()
+            return None
         except TerminatedWorkerError as e:
-            return "killed, perhaps for memory" if "SIGKILL" in str(e) else "see log.txt"
+            why = "killed, perhaps for memory" if "SIGKILL" in str(e) else "see log.txt"
         except Exception as e:
-            return _sentence(e)
-        finally:
-            self.end(worker)
-        return None
+            why = _sentence(e)
+        self.end(self.mine.worker)
+        del self.mine.worker
+        return why
 
     def end(self, worker: ProcessPoolExecutor) -> None:
         "End a worker at once, whatever it does."

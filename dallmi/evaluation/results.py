@@ -203,8 +203,8 @@ def _drop_copies(found: Mapping[Path | str, dict]) -> dict[Path | str, dict]:
 
 
 _PER_METHOD = re.compile(
-    "recipe|loss|form|objective|prior_weight|max_pos_weight|mixup(_.*)?|balanced_share|labels|"
-    "learning_rate|seed|label_fraction|masking|source|target"
+    "recipe|loss|form|prior_weight|max_pos_weight|mixup(_.*)?|words(_.*)?|rounds|replay|"
+    "balanced_share|labels|epochs|batch_size|learning_rate|seed|label_fraction|masking"
 )
 
 

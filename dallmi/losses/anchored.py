@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['anchored_loss', 'estimate_prior', 'prior_shift', 'correct_prior', 'unlabelled_posterior', 'positive_weights',
-           'AnchoredLoss']
+           'Anchors', 'make_anchors', 'AnchoredLoss']
 
 # %% ../../nbs/1_method/08_anchored.ipynb #08c003
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,34 @@ def positive_weights(prior: np.ndarray, observed: np.ndarray, most: float = 20.0
     return np.clip(np.asarray(prior) * len(observed) / count, 1, most)
 
 # %% ../../nbs/1_method/08_anchored.ipynb #08c060
+@dataclass(frozen=True)
+class Anchors:
+    """What a teacher's probabilities say of N texts and L labels, once the observed positives have
+    corrected them.
+
+    `anchor` [N, L]: probability that a text has a label that is not observed in it. `pos_weight`
+    [L]: of an observed positive. `prior` [L]: the class priors."""
+
+    anchor: np.ndarray
+    pos_weight: np.ndarray
+    prior: np.ndarray
+
+
+def make_anchors(
+    probs: np.ndarray,
+    labels: np.ndarray,
+    prior_weight: float = 0.5,
+    max_pos_weight: float = 20.0,
+) -> Anchors:
+    """Prior correction, posteriors of unlabelled texts and weights of positives in one.
+
+    `probs`: [N, L], the teacher's. `labels`: [N, L], 1, 0 or NaN. See `estimate_prior`,
+    `correct_prior`, `unlabelled_posterior` and `positive_weights`."""
+    prior = estimate_prior(probs, labels, prior_weight)
+    anchor = unlabelled_posterior(correct_prior(probs, prior), prior, labels)
+    return Anchors(anchor, positive_weights(prior, labels, max_pos_weight), prior)
+
+# %% ../../nbs/1_method/08_anchored.ipynb #08c061
 class AnchoredLoss(Loss):
     """The anchored loss (`anchored_loss`), with anchors and weights from a teacher's probabilities.
 
@@ -132,15 +161,18 @@ class AnchoredLoss(Loss):
         self.prior_weight, self.max_pos_weight = prior_weight, max_pos_weight
         self.register_buffer("pos_weight", torch.tensor(1.0))
 
+    def anchors(self, probs: np.ndarray, labels: np.ndarray) -> Anchors:
+        "`make_anchors` of a teacher's `probs` and the `labels`, both [N, L]."
+        return make_anchors(probs, labels, self.prior_weight, self.max_pos_weight)
+
     def prepare(self, probs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
         """The column 'anchor' [N, L]: posteriors of unlabelled texts, after prior correction.
 
         `probs`, `labels`: [N, L]. Sets `pos_weight` to a float32 tensor [L]."""
-        prior = estimate_prior(probs, labels, self.prior_weight)
-        weights = positive_weights(prior, labels, self.max_pos_weight)
+        made = self.anchors(probs, labels)
         device = self.pos_weight.device
-        self.pos_weight = torch.as_tensor(weights, dtype=torch.float32, device=device)
-        return {"anchor": unlabelled_posterior(correct_prior(probs, prior), prior, labels)}
+        self.pos_weight = torch.as_tensor(made.pos_weight, dtype=torch.float32, device=device)
+        return {"anchor": made.anchor}
 
     def forward(
         self, logits: torch.Tensor, labels: torch.Tensor, batch: Mapping[str, Any]
