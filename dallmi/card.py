@@ -117,11 +117,17 @@ Fine-tuned on {source} labelled texts of a source domain, then adapted to a targ
 
 {measured}
 
-Scores are sigmoid outputs, one per label. `config.json` holds a threshold per label under
+{views}Scores are sigmoid outputs, one per label. `config.json` holds a threshold per label under
 `thresholds`, chosen without any negatives: the one with the highest F1 that the scores on the
 target texts lead to expect.
 """
 
+_VIEWS = """Two views answer together: this encoder, and a linear model of words (`words.json`,
+`words.safetensors`). `dallmi.Adaptation.load` and `dallmi predict` read both; a `transformers`
+pipeline reads the encoder alone{cost}. The thresholds in `config.json` are the encoder's, those
+of both views together are in `words.safetensors`.
+
+"""
 _NOT_MEASURED = "No labelled target texts were given, so nothing was measured."
 
 
@@ -132,6 +138,17 @@ def _markdown_table(metrics: _Metrics) -> str:
         numbers = " | ".join(f"{100 * values[column]:.1f}" for column in _COLUMNS)
         lines.append(f"| {_title(method)} | {numbers} |")
     return "\n".join(lines)
+
+
+def _views_paragraph(record: Mapping[str, Any]) -> str:
+    "What a card says of the two views, and what it costs in mAP to read only one; '' for one."
+    if not (record["recipe"].get("words")):
+        return ""
+    views, both = record["views"], record["metrics"].get(record["method"])
+    if not views or not both:
+        return _VIEWS.format(cost="")
+    alone, together = 100 * views["encoder"]["mAP"], 100 * both["mAP"]
+    return _VIEWS.format(cost=f", which has mAP {alone:.1f} instead of {together:.1f}")
 
 
 def model_card(record: Mapping[str, Any]) -> str:
@@ -150,6 +167,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         names=", ".join(record["observed"]),
         method=record["method"],
         measured=measured,
+        views=_views_paragraph(record),
         **counts,
     )
 
@@ -165,7 +183,7 @@ def run_report(record: Mapping[str, Any]) -> str:
     ]
     if counts["cut"] > counts["target"] / 5:
         lines.append(
-            f"{counts['cut']} target texts fill the {settings['max_length']} tokens that are read, "
+            f"{counts['cut']} target texts fill the {record['max_length']} tokens that are read, "
             "so most of them are cut; a larger --max-length reads more, and takes longer"
         )
     if not metrics:

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -443,10 +444,8 @@ class Pipeline:
         source, target = self.task.source, self.task.target
         if words:
             model = fit_words(source.texts, source.labels)
-            prior = self.source_probs.mean(0)
-            weight = Words().weight
             self.classifier.words = TwoViews.fit(
-                model, source.label_names, self.source_probs, target.texts, prior, weight
+                model, source.label_names, self.source_probs, target.texts, Words().weight
             )
         return self.scores()
 
@@ -526,9 +525,7 @@ class Pipeline:
             source.texts, source.labels, texts, labels, made.anchor, made.pos_weight, words.C
         )
         probs = self.classifier.score_tokens(self._tokens(index))
-        self.classifier.words = TwoViews.fit(
-            model, source.label_names, probs, texts, made.prior, words.weight
-        )
+        self.classifier.words = TwoViews.fit(model, source.label_names, probs, texts, words.weight)
 
     def _tokens(self, index: np.ndarray) -> list[list[int]]:
         "Tokens of the target's rows `index`."
@@ -663,12 +660,26 @@ def versions() -> dict[str, Any]:
     "What the numbers depend on besides the settings."
     return {
         "dallmi": dallmi.__version__,
+        "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
         "device": _device_name(),
     }
+
+
+def _commit() -> str:
+    """The commit that the package comes from, with + where files differ from it; '' where it is
+    no checkout. $DALLMI_COMMIT says it where git cannot."""
+    given, root = os.environ.get("DALLMI_COMMIT", ""), Path(dallmi.__file__).parent.parent
+    if given or not (root / ".git").exists():
+        return given
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _device_name() -> str:

@@ -183,13 +183,12 @@ def _log_odds(probs: np.ndarray) -> np.ndarray:
 class TwoViews:
     """The encoder's view and the word view of a text, as one probability per label.
 
-    Log odds of both are added with a scale per label, `encoder_scale` and `words_scale` [L], and a
-    `shift` [L]. `thresholds` [L] are for these probabilities."""
+    To the encoder's log odds those of the words are added, times a `scale` [L], and a `shift` [L].
+    `thresholds` [L] are for these probabilities."""
 
     model: WordModel
     label_names: list[str]
-    encoder_scale: np.ndarray
-    words_scale: np.ndarray
+    scale: np.ndarray
     shift: np.ndarray
     thresholds: np.ndarray
 
@@ -200,22 +199,20 @@ class TwoViews:
         label_names: Sequence[str],
         probs: np.ndarray,
         texts: Sequence[str],
-        prior: np.ndarray,
         weight: float = 0.5,
     ) -> "TwoViews":
-        """Both views put on one scale by the target's N training texts.
+        """Both views put on one scale by the target's N training texts, of which the encoder says
+        `probs` [N, L].
 
-        `probs`: [N, L], the encoder's. `prior`: [L], the class priors that the probabilities of
-        both together have in the mean. Each view is divided by its spread over the texts, and the
-        sum gets the encoder's."""
+        The log odds of the words get `weight` times the encoder's spread over the texts; the
+        probabilities of both together have the mean of the encoder's."""
         encoder, words = _log_odds(probs), model.logits(texts)
-        spread = np.maximum(encoder.std(0), 1e-6)
-        ratio = weight * spread / np.maximum(words.std(0), 1e-6)
-        scale = spread / np.maximum((encoder + ratio * words).std(0), 1e-6)
-        together = scale * (encoder + ratio * words)
-        shift = prior_shift(expit(together - together.mean(0)), prior) - together.mean(0)
-        halves = np.full(len(prior), 0.5)
-        return cls(model, list(label_names), scale, scale * ratio, shift, halves)
+        scale = weight * encoder.std(0) / np.maximum(words.std(0), 1e-6)
+        together = encoder + scale * words
+        centred = together - together.mean(0)
+        shift = prior_shift(expit(centred), expit(encoder).mean(0)) - together.mean(0)
+        halves = np.full(len(label_names), 0.5)
+        return cls(model, list(label_names), scale, shift, halves)
 
     def with_thresholds(self, thresholds: np.ndarray) -> "TwoViews":
         "The same with other thresholds [L]."
@@ -224,8 +221,7 @@ class TwoViews:
     def combine(self, probs: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         "Probabilities [N, L] (float32) of N texts, of which the encoder says `probs` [N, L]."
         words = self.model.logits(texts)
-        z = self.encoder_scale * _log_odds(probs) + self.words_scale * words + self.shift
-        return expit(z).astype(np.float32)
+        return expit(_log_odds(probs) + self.scale * words + self.shift).astype(np.float32)
 
     def save(self, folder: Path | str) -> None:
         "Write words.json and words.safetensors into the folder `folder`: no pickle."
@@ -268,7 +264,7 @@ class TwoViews:
         return cls(model, about["labels"], **vectors)
 
 
-_VECTORS = ("encoder_scale", "words_scale", "shift", "thresholds")
+_VECTORS = ("scale", "shift", "thresholds")
 
 
 def _check_arrays(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
