@@ -56,12 +56,13 @@ def _split_names(text: str, separator: str = ",") -> list[str]:
     """The names in `text`; one with the separator in it stands in double quotes, as in CSV.
 
     Missing names are empty strings. Raises ValueError for a quote out of place."""
-    if '"' not in text or len(separator) > 1:
+    if '"' not in text or len(separator) > 1 or separator in "\r\n":
         return [_clean_name(name) for name in text.split(separator)]
-    row = csv.reader([text], delimiter=separator, skipinitialspace=True, strict=True)
+    blanks = separator != " "  # after a separator, before a quote
+    row = csv.reader([text], delimiter=separator, skipinitialspace=blanks, strict=True)
     try:
         return [_clean_name(name) for name in next(row)]
-    except (csv.Error, TypeError):
+    except csv.Error:
         raise ValueError(f"{text[:40]!r} has a quote out of place") from None
 
 
@@ -229,7 +230,7 @@ class Domain:
         return Dataset.from_pandas(self.to_pandas(), Features(types), preserve_index=False)
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c037
-BLANK = {"", "nan", "nat", "none", "null", "na", "n/a", "<na>"}
+BLANK = {"", "nan", "-nan", "nat", "none", "null", "na", "n/a", "#n/a", "#na", "<na>"}
 _INVISIBLE = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and patterns that show nothing
 
 
@@ -353,8 +354,8 @@ def match_labels(source: Domain, target: Domain, where: str = "target") -> Domai
     if extra:
         parts.append(f"the source lacks {listing(extra)}")
     raise InputError(
-        f"The label sets differ: {'; '.join(parts)}{_name_hint(lost, extra)}. "
-        "Restrict both to common labels with only_labels=… (--only-labels)."
+        f"The label sets differ: {'; '.join(parts)}{_name_hint(lost, extra)}; "
+        "restrict both to common labels with only_labels=… (--only-labels)."
     )
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c050

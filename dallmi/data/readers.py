@@ -131,6 +131,8 @@ def _read_csv(path: Path | str, separator: str = ",") -> pd.DataFrame:
                 f"row {number} has {len(row)} cells where the header has {len(header)}; "
                 "put texts that contain the separator in quotes"
             )
+        if row == header:
+            raise ValueError(f"row {number} repeats the header; remove it")
     _check_quotes(rows, separator)
     return pd.DataFrame(body, columns=header, dtype=object)
 
@@ -358,7 +360,7 @@ def find_text_column(rows: pd.DataFrame, text_column: str | None, where: str) ->
         raise InputError(f"{where}: 'id' is the column of the ids; name the texts' column.")
     raise InputError(
         f"{where} has no text column {name!r}; its columns are {listing(columns)}"
-        f"{_text_hint(columns, name)}. Name it with text_column=… (--text-column)."
+        f"{_text_hint(columns, name)}; name it with text_column=… (--text-column)."
     )
 
 # %% ../../nbs/1_method/02_reading.ipynb #02c043
@@ -402,6 +404,11 @@ def _all_numbers(text: str) -> bool:
 def _cell_hint(value: object) -> str:
     "What to do about a `value` that is not 1, 0 or blank, by what it looks like."
     text = str(value).strip()
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return (
+            "a class that is neither yes nor no: make it 1 or 0, or name one column of lists alone "
+            "with label_columns=… (--label-columns)"
+        )
     if isinstance(value, (list, tuple, set, dict, np.ndarray)) or text[:1] in ("[", "{", "<"):
         return "this column holds lists: name it alone with label_columns=… (--label-columns)"
     if re.fullmatch(r"-\d+(\.0*)?", text):
@@ -560,7 +567,8 @@ def _find_separator(cells: Sequence[_Cell]) -> str:
     return used[0] if used else ""
 
 # %% ../../nbs/1_method/02_reading.ipynb #02c060
-_IN_NAMES, _BETWEEN_NAMES = " -_.'’()", "/&>:,;+"  # signs that names hold often, and sometimes
+_IN_NAMES = {*" -_.'’()", " and ", " or "}  # signs that names hold often
+_BETWEEN_NAMES = set("/&>:,;+")  # and sometimes
 
 
 def _parts(name: str, sign: str) -> list[str]:
@@ -574,14 +582,15 @@ def _is_composite(parts: list[str], sign: str, names: set[str], elsewhere: set[s
         return all(part in names for part in parts)
     known = [part in names or part in elsewhere for part in parts]
     if sign in _BETWEEN_NAMES:
-        return all(known) and any(part in names for part in parts)
+        later = any(part in names for part in parts[1:])
+        return later or all(known) and parts[0] in names
     return any(known)
 
 
 def _find_composite(names: set[str], asked: set[str] | None = None) -> tuple[str, str] | None:
     "A name, of those `asked` for, that is made of other `names`, and the sign between them."
     signs = {c for name in names for c in name if unicodedata.category(c)[0] in "PSZC"}
-    for sign in sorted(signs):
+    for sign in sorted(signs | {" and ", " or "}):
         parts = {name: _parts(name, sign) for name in sorted(names)}
         counts = Counter(part for found in parts.values() for part in set(found))
         for name, found in parts.items():
@@ -598,6 +607,7 @@ _NO_NAMES = {
     "an address": r"\w+://.*|[^@\s]+@[^@\s]+\.\w+",
     "a name in quotes": r"(['\"]).*\1|['\"]\S*",
     "part of a list": r".*[\[({]\s*['\"].*",
+    "part of an HTML entity": r".*&(amp|lt|gt|quot|apos|nbsp|#x?[0-9a-f]+)",
     "a tag": r"<[^<>]+>.*|.*<[^<>]+>",
 }
 _SCORE = r"(.*\S)\s*(?:[:=(]\s*([01]|\d*\.\d+|\d+(?:\.\d+)?\s*%)|\s(0?\.\d+|\d+%))\s*\)?"
@@ -692,8 +702,10 @@ def _numbers(cell: _Listed) -> list[float] | None:
     "The numbers in a cell, None where it holds something else. A missing one is NaN."
     if isinstance(cell, str):
         text = re.sub("[,;|]", " ", cell)
+        if re.search(r"(^|\s)0\d", text):  # 011 is no number, but what?
+            return None
         return [float(part) for part in text.split()] if _all_numbers(text) else None
-    items = cell if isinstance(cell, list) else [cell]
+    items: list[Any] = cell if isinstance(cell, list) else [cell]
     if not all(isinstance(i, (int, float, np.number, np.bool_)) or i == "" for i in items):
         return None
     found = [np.nan if item == "" else float(item) for item in items]
@@ -733,14 +745,14 @@ def _labels_from_numbers(
         found.append(None if numbers is None else blank)
     vectors = _check_vectors([row for row in found if row is not None], names, place)
     labels = np.full((len(found), len(names)), np.nan, dtype=np.float32)
-    for i, row in enumerate(found):
-        if row is None:
+    for i, values in enumerate(found):
+        if values is None:
             continue
-        if vectors and row:
-            labels[i] = row
+        if vectors and values:
+            labels[i] = values
         else:
             labels[i] = 0
-            labels[i, [int(n) for n in row if n == n]] = 1
+            labels[i, [int(n) for n in values if n == n]] = 1
     return labels
 
 # %% ../../nbs/1_method/02_reading.ipynb #02c073
@@ -771,7 +783,8 @@ def _find_label_columns(
         raise InputError(f"{where}: {text!r} is the text column; leave it out of {_NAME_THEM}.")
     if not names:
         raise InputError(
-            f"{where} has no label columns to the right of {text!r}; name them with {_NAME_THEM}."
+            f"{where} has no label columns to the right of {text!r}, only {listing(columns)}; name "
+            f"them with {_NAME_THEM}."
         )
     unnamed = [name for name in names if name.startswith("Unnamed: ")]
     if unnamed:
@@ -1001,6 +1014,24 @@ def _labels_from_names(
     return names, labels
 
 
+def _number_row(cells: Sequence[_Listed]) -> int:
+    "The first row, from 1 on, whose cell holds numbers; 0 where there is none."
+    rows = (row for row, cell in enumerate(cells, 1) if cell not in (None, []) and _numbers(cell))
+    return next(rows, 0)
+
+
+def _labels_from_sheet_numbers(sheet: _Sheet, options: _Options) -> np.ndarray:
+    "Labels [N, L] of a column of numbers, whose names must be given. Raises `InputError`."
+    names, row = options.label_names, _number_row(sheet.cells)
+    if not names:
+        shown = str(_numbers(sheet.cells[row - 1]))[:40]
+        raise InputError(
+            f"{sheet.place}, row {row} holds {shown}: numbers are no label names; name the places "
+            "of vectors, or the classes from 0 on, with label_names=… (--label-names)."
+        )
+    return _labels_from_numbers(sheet.cells, sheet.place, names, options.unknown)
+
+
 def _close_sheet(
     sheet: _Sheet, separator: str, options: _Options, known: Sequence[str] = ()
 ) -> Domain:
@@ -1016,24 +1047,15 @@ def _close_sheet(
         names, labels = _labels_from_objects(
             sheet.cells, sheet.place, given or known, options.unknown
         )
-    elif any(cell not in (None, []) and _numbers(cell) for cell in sheet.cells):
-        if not given:
-            row = next(
-                i for i, c in enumerate(sheet.cells, 1) if c not in (None, []) and _numbers(c)
-            )
-            raise InputError(
-                f"{sheet.place}, row {row} holds {str(sheet.cells[row - 1])[:40]}: numbers are no label names; name the places of "
-                "vectors, or the classes from 0 on, with label_names=… (--label-names)."
-            )
-        names = given
-        labels = _labels_from_numbers(sheet.cells, sheet.place, given, options.unknown)
+    elif _number_row(sheet.cells):
+        names, labels = given, _labels_from_sheet_numbers(sheet, options)
     else:
         names, labels = _labels_from_names(sheet, known, separator, options)
     check_names(list(names), sheet.where)
     return Domain(sheet.texts, labels, list(names), sheet.ids, sheet.origin)
 
 # %% ../../nbs/1_method/02_reading.ipynb #02c084
-_SPOKEN = {"\\t": "\t", "tab": "\t", "space": " "}  # for shells
+_SPOKEN = {"\\t": "\t", "\\n": "\n", "tab": "\t", "space": " "}  # for shells
 
 
 def _check_options(
@@ -1047,7 +1069,7 @@ def _check_options(
     "The options of `load_domain`, checked. Raises `InputError`."
     if separator is not None:
         separator = _SPOKEN.get(separator, separator) if isinstance(separator, str) else None
-        if not separator or separator.isalnum() or set(separator) & set("\"'[](){}\n\r\0"):
+        if not separator or separator.isalnum() or set(separator) & set("\"'[](){}\r\0"):
             raise InputError(
                 f"separator={separator!r} separates no names; give a sign such as '|' or ' '."
             )
