@@ -213,11 +213,16 @@ class Domain:
         """A DataFrame of `id`, `text` and one float column per label.
 
         Written to CSV, Parquet or JSONL, `load_domain` reads it back as this domain. Raises
-        `InputError` where a label is called 'id' or 'text'."""
-        taken = [name for name in self.label_names if name in ("id", "text")]
-        if taken:
+        `InputError` where a label is called 'id' or 'text', or cannot be written."""
+        broken = {"Cc", "Cs"}  # line breaks and the like, halves of an emoji
+        odd = [
+            name
+            for name in self.label_names
+            if name in ("", "id", "text") or broken & set(map(unicodedata.category, name))
+        ]
+        if odd:
             raise InputError(
-                f"The label {listing(taken)} has the name of another column; rename it."
+                f"The label {listing(odd)} cannot be the name of a column here; rename it."
             )
         labels = pd.DataFrame(self.labels, columns=self.label_names)
         about = pd.DataFrame({"id": self.ids, "text": self.texts}, dtype=object)
