@@ -406,8 +406,8 @@ def _cell_hint(value: object) -> str:
     text = str(value).strip()
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         return (
-            "a class that is neither yes nor no: make it 1 or 0, or name one column of lists alone "
-            "with label_columns=… (--label-columns)"
+            "where classes are more than yes and no, write 1 and 0; or name one column of lists "
+            "alone with label_columns=… (--label-columns)"
         )
     if isinstance(value, (list, tuple, set, dict, np.ndarray)) or text[:1] in ("[", "{", "<"):
         return "this column holds lists: name it alone with label_columns=… (--label-columns)"
