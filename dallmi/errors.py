@@ -50,11 +50,12 @@ def check_number(
     A bool is no number. `name`: what the user calls the value."""
     kinds = (numbers.Integral,) if whole else (numbers.Real,)
     kind = "whole number" if whole else "number"
-    bounds = f"of {low:g} or more" if math.isinf(high) else f"from {low:g} to {high:g}"
+    bounds = f" of {low:g} or more" if math.isinf(high) else f" from {low:g} to {high:g}"
+    bounds = "" if math.isinf(low) else bounds
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise InputError(f"{name}={value!r} is no {kind}; give one {bounds}.")
+        raise InputError(f"{name}={value!r} is no {kind}; give one{bounds}.")
     if not low <= float(value) <= high:  # NaN too
-        raise InputError(f"{name}={value!r} is out of range; give a {kind} {bounds}.")
+        raise InputError(f"{name}={value!r} is out of range; give a {kind}{bounds}.")
 
 
 def user_path(value: object, what: str) -> Path:

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['BLANK', 'as_unlabelled', 'name_list', 'Domain', 'check_texts', 'check_rows', 'check_names', 'match_labels',
-           'check_positives', 'check_disjoint', 'tokenize_domain']
+           'check_positives', 'check_disjoint', 'check_overlap', 'tokenize_domain']
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c003
+import csv
 import hashlib
+import string
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,67 +20,138 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, Features, List, Value
 
-from ..errors import InputError, listing
+from ..errors import InputError, check_number, listing
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c009
+def _label_matrix(labels: object) -> np.ndarray:
+    "A float32 copy of `labels`. Raises `InputError` where they are no numbers."
+    try:
+        return np.array(labels, dtype=np.float32)
+    except (TypeError, ValueError):
+        kind = type(labels).__name__
+        raise InputError(
+            f"The labels ({kind}) are no matrix of numbers; give one row of 1, 0 and NaN per text."
+        ) from None
+
+
 def as_unlabelled(labels: np.ndarray, trust_negatives: bool = False) -> np.ndarray:
     """Labels [N, L] of a target as float32: what is not an observed positive becomes NaN.
 
-    With `trust_negatives`, zeros stay zeros: somebody looked at them."""
-    labels = np.array(labels, dtype=np.float32)
+    With `trust_negatives`, zeros stay zeros: somebody looked at them. Raises `InputError`."""
+    labels = _label_matrix(labels)
     if trust_negatives:
         return labels
     return np.where(labels == 1, labels, np.float32(np.nan))
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c019
-def name_list(names: str | Sequence[str], have: Collection[str] = ()) -> list[str]:
-    """`names` as a list: a string is one of `have`, or names separated by commas.
-
-    Raises `InputError` where one is repeated."""
-    if isinstance(names, str):
-        names = [names] if names in have else names.split(",")
-    stripped = [str(name).strip() for name in names]
-    twice = sorted({name for name in stripped if stripped.count(name) > 1})
-    if twice:
-        raise InputError(f"The label {listing(twice)} is named twice; name each label once.")
-    return stripped
+def _clean_name(name: object) -> str:
+    "`name` as a string in Unicode's composed form (NFC), without outer blanks."
+    return unicodedata.normalize("NFC", str(name)).strip()
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c022
+def _split_names(text: str, separator: str = ",") -> list[str]:
+    """The names in `text`; one with the separator in it stands in double quotes, as in CSV.
+
+    Missing names are empty strings. Raises ValueError for a quote out of place."""
+    if '"' not in text or len(separator) > 1 or separator in "\r\n":
+        return [_clean_name(name) for name in text.split(separator)]
+    blanks = separator != " "  # after a separator, before a quote
+    row = csv.reader([text], delimiter=separator, skipinitialspace=blanks, strict=True)
+    try:
+        return [_clean_name(name) for name in next(row)]
+    except csv.Error:
+        raise ValueError(f"{text[:40]!r} has a quote out of place") from None
+
+
+def name_list(names: str | Sequence[str], have: Collection[str] = ()) -> list[str]:
+    """`names` as a list: a string is one of `have`, or names separated by commas (with a comma in
+    it: in double quotes).
+
+    Raises `InputError` where one is missing or repeated, and for what holds no names."""
+    if not isinstance(names, Iterable) or isinstance(names, (bytes, Mapping)):
+        raise InputError(f"{names!r} holds no names; give a list, or a string with commas.")
+    if not isinstance(names, str):
+        found = [_clean_name(name) for name in names]
+    elif _clean_name(names) in have:
+        found = [_clean_name(names)]
+    else:
+        try:
+            found = _split_names(names)
+        except ValueError as e:
+            raise InputError(f"The list of names {e}; close it, or double it.") from None
+    if not all(found):
+        raise InputError(f"A name is missing in {names!r}; write names with a comma between two.")
+    twice = [name for name, count in Counter(found).items() if count > 1]
+    if twice:
+        raise InputError(f"The label {listing(twice)} is named twice; name each label once.")
+    return found
+
+# %% ../../nbs/1_method/01_domains.ipynb #01c025
+def _name_hint(missing: Sequence[str], have: Sequence[str]) -> str:
+    "What may be meant by the `missing` names, as the end of a sentence; empty where nothing."
+    spelled = {name.casefold(): name for name in have}
+    alike = [(name, spelled[name.casefold()]) for name in missing if name.casefold() in spelled]
+    if alike:
+        return f" ({alike[0][0]!r} and {alike[0][1]!r} differ in case only: write them alike)"
+    if any("," in name for name in have) and len(missing) > 1:
+        return ' (put a name with a comma in double quotes: "a, b")'
+    return ""
+
+
+def _check_sizes(domain: "Domain") -> None:
+    "Raise `InputError` where the parts of `domain` do not fit each other."
+    shape = (len(domain.texts), len(domain.label_names))
+    if domain.labels.shape != shape:
+        raise InputError(
+            f"The labels have the shape {domain.labels.shape}, but {shape[0]} texts and "
+            f"{shape[1]} label names need {shape}; give one row per text, one column per label."
+        )
+    if len(domain.ids) != shape[0]:
+        raise InputError(f"{shape[0]} texts have {len(domain.ids)} ids; give each text one id.")
+    odd = domain.labels[~np.isnan(domain.labels) & ~np.isin(domain.labels, (0, 1))]
+    if odd.size:
+        raise InputError(f"The labels hold {odd[0]:g}; a label is 1, 0 or NaN.")
+
+
+def _as_list(values: object, what: str) -> list:
+    "`values` as a list. Raises `InputError` for a string, and for what is no row of things."
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InputError(f"The {what} are {str(values)[:40]!r}; give a list of strings.")
+    return list(values)
+
+
 @dataclass(frozen=True, eq=False)
 class Domain:
     """Texts of one kind with their three-state labels.
 
-    Raises `InputError` where the sizes do not fit, or a label is not 1, 0 or NaN."""
+    Raises `InputError` where the sizes do not fit, a text is no string, a name comes twice, or a
+    label is not 1, 0 or NaN."""
 
     texts: list[str]  # [N]
     labels: np.ndarray  # float32 [N, L]: 1 positive, 0 negative, NaN unknown
     label_names: list[str]  # [L]
     ids: list[str] = field(default_factory=list)  # [N]; row numbers where none are given
+    origin: Mapping[str, str] = field(default_factory=dict)  # how it was read, for `describe_data`
 
     def __post_init__(self) -> None:
-        ids = self.ids if len(self.ids) else range(len(self.texts))
+        texts = _as_list(self.texts, "texts")
+        ids = _as_list(self.ids, "ids") or range(len(texts))
+        names = [_clean_name(name) for name in _as_list(self.label_names, "label names")]
         fields = {
-            "texts": list(self.texts),
-            "labels": np.array(self.labels, dtype=np.float32),
-            "label_names": [str(name) for name in self.label_names],
+            "texts": texts,
+            "labels": _label_matrix(self.labels),
+            "label_names": name_list(names) if all(names) else names,
             "ids": [str(i) for i in ids],
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-        shape = (len(self.texts), len(self.label_names))
-        if self.labels.shape != shape:
-            raise InputError(
-                f"The labels have the shape {self.labels.shape}, but {shape[0]} texts and "
-                f"{shape[1]} label names need {shape}; give one row per text, one column per label."
-            )
-        if len(self.ids) != shape[0]:
-            raise InputError(f"{shape[0]} texts have {len(self.ids)} ids; give each text one id.")
-        odd = self.labels[~np.isnan(self.labels) & ~np.isin(self.labels, (0, 1))]
-        if odd.size:
-            raise InputError(f"The labels hold {odd[0]:g}; a label is 1, 0 or NaN.")
+        odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+        if odd is not None:
+            raise InputError(f"Text {odd + 1} is {texts[odd]!r:.40}; a text is a string.")
+        _check_sizes(self)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -87,17 +161,27 @@ class Domain:
         return f"Domain({len(self)} texts, {len(self.label_names)} labels, {positives} positives)"
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Domain":
-        "The texts of `rows`, in that order: row numbers, or one boolean per text."
-        index = np.asarray(rows)
-        chosen = np.arange(len(self))[index if index.size else index.astype(int)]
+        """The texts of `rows`, in that order: row numbers, or one boolean per text.
+
+        Raises `InputError` for a row that there is not."""
+        try:
+            index = np.asarray(rows)
+            chosen = np.arange(len(self))[index if index.size else index.astype(int)]
+        except (IndexError, TypeError, ValueError):
+            chosen = np.zeros((1, 1))
+        if chosen.ndim != 1:
+            raise InputError(
+                f"rows={str(rows)[:40]} are no rows of {len(self)} texts; give a list of row "
+                f"numbers from 0 to {len(self) - 1}, or one boolean per text."
+            )
         texts = [self.texts[i] for i in chosen]
         ids = [self.ids[i] for i in chosen]
-        return Domain(texts, self.labels[chosen], self.label_names, ids)
+        return Domain(texts, self.labels[chosen], self.label_names, ids, self.origin)
 
     def with_labels(self, labels: np.ndarray, label_names: Sequence[str] | None = None) -> "Domain":
         "The same texts with other `labels` [N, L], and other `label_names` [L] where given."
-        names = self.label_names if label_names is None else list(label_names)
-        return Domain(self.texts, labels, names, self.ids)
+        names = self.label_names if label_names is None else label_names
+        return Domain(self.texts, labels, list(names), self.ids, self.origin)
 
     def select_labels(self, names: str | Sequence[str], where: str = "the domain") -> "Domain":
         """The same texts with the labels `names` only, in that order.
@@ -108,7 +192,8 @@ class Domain:
         missing = [name for name in names if name not in have]
         if missing:
             raise InputError(
-                f"{where} has no label {listing(missing)}; its labels are {listing(have)}."
+                f"{where} has no label {listing(missing)}; its labels are {listing(have)}"
+                f"{_name_hint(missing, have)}."
             )
         if len(names) < 2:
             raise InputError(
@@ -128,11 +213,16 @@ class Domain:
         """A DataFrame of `id`, `text` and one float column per label.
 
         Written to CSV, Parquet or JSONL, `load_domain` reads it back as this domain. Raises
-        `InputError` where a label is called 'id' or 'text'."""
-        taken = [name for name in self.label_names if name in ("id", "text")]
-        if taken:
+        `InputError` where a label is called 'id' or 'text', or cannot be written."""
+        broken = {"Cc", "Cs"}  # line breaks and the like, halves of an emoji
+        odd = [
+            name
+            for name in self.label_names
+            if name in ("", "id", "text") or broken & set(map(unicodedata.category, name))
+        ]
+        if odd:
             raise InputError(
-                f"The label {listing(taken)} has the name of another column; rename it."
+                f"The label {listing(odd)} cannot be the name of a column here; rename it."
             )
         labels = pd.DataFrame(self.labels, columns=self.label_names)
         about = pd.DataFrame({"id": self.ids, "text": self.texts}, dtype=object)
@@ -144,20 +234,39 @@ class Domain:
         types |= {name: Value("float32") for name in self.label_names}
         return Dataset.from_pandas(self.to_pandas(), Features(types), preserve_index=False)
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c034
-BLANK = {"", "nan", "nat", "none", "null", "na", "n/a", "<na>"}
+# %% ../../nbs/1_method/01_domains.ipynb #01c037
+BLANK = {"", "nan", "-nan", "nat", "none", "null", "na", "n/a", "#n/a", "#na", "<na>"}
+_INVISIBLE = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and patterns that show nothing
+
+
+def _is_visible(value: object) -> bool:
+    "Whether `value` is a string with something to see in it that can be written as UTF-8."
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return any(unicodedata.category(c)[0] not in "CZM" and c not in _INVISIBLE for c in value)
 
 
 def _is_text(value: object) -> bool:
-    "Whether `value` is a string with something in it that can be written as UTF-8."
+    "Whether `value` is a visible string, and no word for a missing value."
+    return _is_visible(value) and str(value).strip().lower() not in BLANK
+
+
+def _is_number(text: str) -> bool:
+    "Whether `text` is a number, with a decimal point or comma."
     try:
-        return isinstance(value, str) and bool(value.strip()) and bool(value.encode())
-    except UnicodeEncodeError:
+        return float(text.strip().replace(",", ".")) is not None
+    except ValueError:
         return False
 
 
 def check_texts(texts: Sequence[object], where: str) -> None:
-    "Raise `InputError` where `texts` [N] are empty or no strings: how many, and the first row."
+    """Raise `InputError` where `texts` [N] are empty or no strings: how many, and the first row.
+
+    Also where all of them are numbers."""
     bad = [i for i, text in enumerate(texts) if not _is_text(text)]
     if bad:
         first = f"the first in row {bad[0] + 1}, {str(texts[bad[0]])[:40]!r}"
@@ -165,14 +274,21 @@ def check_texts(texts: Sequence[object], where: str) -> None:
             f"{where}: {len(bad)} of {len(texts)} texts are empty or not text ({first}); "
             "drop or fill these rows."
         )
+    if texts and all(_is_number(str(text)) for text in texts):
+        raise InputError(
+            f"{where}: all texts are numbers (the first is {texts[0]!r}); name the column of the "
+            "texts with text_column=… (--text-column)."
+        )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c036
+# %% ../../nbs/1_method/01_domains.ipynb #01c039
 def _check_ids(ids: list[str], where: str) -> None:
     "Raise `InputError` where one of the `ids` [N] is blank or occurs twice, with the row."
     seen: set[str] = set()
     for row, name in enumerate(ids, 1):
-        if not _is_text(name) or name.lower() in BLANK:
-            raise InputError(f"{where}: row {row} has no id; fill it, or drop the id column.")
+        if not _is_text(name):
+            raise InputError(
+                f"{where}: row {row} has no id ({name!a:.40}); fill it, or drop the id column."
+            )
     for row, name in enumerate(ids, 1):
         if name in seen:
             raise InputError(
@@ -189,17 +305,46 @@ def check_rows(texts: list[str], ids: list[str], where: str) -> None:
     check_texts(texts, where)
     _check_ids(ids, where)
 
+# %% ../../nbs/1_method/01_domains.ipynb #01c041
+def _name_key(name: str) -> str:
+    "What two spellings of one name have in common."
+    shown = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", shown).casefold().split())
+
+
+def _is_name(name: str) -> bool:
+    "Whether `name` can be written as the name of a column, and joined to others by a |."
+    plain = not any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name)
+    return _is_visible(name) and plain and "|" not in name
+
 
 def check_names(names: list[str], where: str) -> None:
-    "Raise `InputError` for fewer than 2 labels, and for a label name that is no text."
-    odd = [name for name in names if not _is_text(name)]
+    """Raise `InputError` for fewer than 2 labels, and for names that cannot be told apart, read
+    or written."""
+    odd = [name for name in names if not _is_name(name)]
     if odd:
-        raise InputError(f"{where}: the label name {listing(odd)} is not valid text; rename it.")
+        raise InputError(
+            f"{where}: the label name {listing(odd)} is not valid text without | and line breaks; "
+            "rename it."
+        )
     if len(names) < 2:
         raise InputError(f"{where} has too few labels ({listing(names)}); at least 2 are needed.")
     name_list(names)
+    taken = [name for name in names if name in ("text", "labels") or name.casefold() == "id"]
+    if taken:
+        raise InputError(
+            f"{where}: the label {listing(taken)} has the name of another column; rename it."
+        )
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(_name_key(name), name)
+        if other != name:
+            raise InputError(
+                f"{where}: the labels {other!a} and {name!a} differ in case or blanks only; "
+                "write them alike."
+            )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c040
+# %% ../../nbs/1_method/01_domains.ipynb #01c045
 def match_labels(source: Domain, target: Domain, where: str = "target") -> Domain:
     """`target` with its labels in the order of `source`'s.
 
@@ -214,11 +359,11 @@ def match_labels(source: Domain, target: Domain, where: str = "target") -> Domai
     if extra:
         parts.append(f"the source lacks {listing(extra)}")
     raise InputError(
-        f"The label sets differ: {'; '.join(parts)}. "
-        "Restrict both to common labels with only_labels=… (--only-labels)."
+        f"The label sets differ: {'; '.join(parts)}{_name_hint(lost, extra)}; "
+        "restrict both to common labels with only_labels=… (--only-labels)."
     )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c045
+# %% ../../nbs/1_method/01_domains.ipynb #01c050
 def check_positives(
     domain: Domain,
     where: str,
@@ -232,33 +377,71 @@ def check_positives(
             f"{where}: no observed positive of {listing(none)}; label at least one text or {hint}."
         )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c048
+# %% ../../nbs/1_method/01_domains.ipynb #01c053
+_NO_MARKS = {ord(c): None for c in string.printable if unicodedata.category(c)[0] in "PZC"}
+
+
 def _text_key(text: str) -> bytes:
     "Digest of `text` without case, blanks and punctuation: equal for copies."
     text = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(c for c in text if unicodedata.category(c)[0] in "LMNS")
+    if text.isascii():
+        kept = text.translate(_NO_MARKS)
+    else:
+        kept = "".join(c for c in text if unicodedata.category(c)[0] in "LMNS")
     return hashlib.sha1((kept or text.strip()).encode()).digest()
+
+
+def _common(first: Domain, second: Domain) -> list[tuple[str, str]]:
+    "Pairs of ids of the texts of `second` that are in `first` too."
+    seen = {_text_key(text): name for name, text in zip(first.ids, first.texts, strict=True)}
+    keys = zip(second.ids, map(_text_key, second.texts), strict=True)
+    return [(seen[key], name) for name, key in keys if key in seen]
 
 
 def check_disjoint(train: Domain, test: Domain) -> None:
     "Raise `InputError` where a text of `test` is in `train` too: how many, and the first ids."
-    seen = {_text_key(text): name for name, text in zip(train.ids, train.texts, strict=True)}
-    both = []
-    for name, text in zip(test.ids, test.texts, strict=True):
-        key = _text_key(text)
-        if key in seen:
-            both.append((seen[key], name))
+    both = _common(train, test)
     if both:
         raise InputError(
             f"{len(both)} of {len(test)} test texts are in the target too (the first: id "
             f"{both[0][0]!r}, in the test {both[0][1]!r}); remove them from one of the two."
         )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c054
+# %% ../../nbs/1_method/01_domains.ipynb #01c056
+_MOST_COMMON = {"test": 0.1, "target": 0.5}  # the share of its texts that the source may hold
+
+
+def check_overlap(source: Domain, target: Domain, test: Domain | None = None) -> list[str]:
+    """How many texts the parts of a run have in common, a sentence per pair that has some.
+
+    Texts are compared without case, blanks and punctuation. Raises `InputError` where so many
+    are common that a score would mean nothing."""
+    if test is not None:
+        check_disjoint(target, test)
+    said = []
+    for name, part in (("target", target), ("test", test)):
+        both = [] if part is None else _common(source, part)
+        if part is None or not both:
+            continue
+        first = f"the first: id {both[0][0]!r}, in the {name} {both[0][1]!r}"
+        sentence = f"{len(both)} of {len(part)} {name} texts are in the source too ({first})"
+        if len(both) > _MOST_COMMON[name] * len(part):
+            why = (
+                "a score on them tells nothing about a new domain; remove them from one of the two"
+            )
+            raise InputError(f"{sentence}: {why}.")
+        said.append(f"{sentence}.")
+    return said
+
+# %% ../../nbs/1_method/01_domains.ipynb #01c062
 def _split_rows(texts: list[str], test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "Row numbers of a train and a test part; copies of a text go to the same part."
+    check_number("test", test, -np.inf)
+    check_number("seed", seed, 0, whole=True)
     if not 0 < test < 1:
         raise InputError(f"test={test} is outside (0, 1); it is the share of the texts held out.")
+    if len(texts) < 2:
+        raise InputError(f"A domain of {len(texts)} texts cannot be split; give 2 or more.")
     numbers: dict[bytes, int] = {}
     group = np.array([numbers.setdefault(_text_key(t), len(numbers)) for t in texts], dtype=int)
     rank = np.random.default_rng(seed).permutation(len(numbers))
@@ -273,7 +456,7 @@ def _split_rows(texts: list[str], test: float, seed: int) -> tuple[np.ndarray, n
         )
     return rows[cut:], rows[:cut]
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c058
+# %% ../../nbs/1_method/01_domains.ipynb #01c066
 def tokenize_domain(
     domain: Domain, tokenizer: "PreTrainedTokenizerBase", max_length: int = 128
 ) -> Dataset:
@@ -282,6 +465,7 @@ def tokenize_domain(
     Texts are cut at `max_length` tokens and not padded. Raises `InputError` for a length that
     the model does not read."""
     most = tokenizer.model_max_length
+    check_number("max_length", max_length, -np.inf, whole=True)
     if not 3 <= max_length <= most:
         raise InputError(
             f"max_length={max_length} is outside 3 to {most}, the lengths that this model reads; "

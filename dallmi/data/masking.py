@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, check_number
 
 # %% ../../nbs/1_method/03_masking.ipynb #03c012
 def _expected_count(share: float, n: int) -> float:
@@ -67,12 +67,13 @@ def check_masking(labels: np.ndarray, label_fraction: float, masking: str) -> No
     """Raise `InputError` for a `label_fraction` outside (0, 1] or an unknown `masking`.
 
     Also where `labels` are not a matrix [N, L] of 1, 0 and NaN."""
+    check_number("label_fraction", label_fraction, -np.inf)
     if not 0 < label_fraction <= 1:
         raise InputError(
             f"label_fraction={label_fraction} is outside (0, 1]; "
             "it is the share of the positives that stays observed."
         )
-    if masking not in MASKINGS:
+    if not isinstance(masking, str) or masking not in MASKINGS:
         known = " or ".join(map(repr, MASKINGS))
         raise InputError(f"masking={masking!r} is unknown; use {known}.")
     if labels.ndim != 2:
@@ -98,8 +99,14 @@ def mask_labels(
     expectation): the availability scenarios of DALLMi (arXiv 2405.01883). At least one positive
     per label survives, none is invented. Zeros become NaN unless `trust_negatives`. The same
     arguments give the same result. Raises `InputError`."""
-    labels = np.asarray(labels, dtype=np.float32)
+    try:
+        labels = np.asarray(labels, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InputError("The labels are no matrix of numbers; give 1, 0 and NaN.") from None
     check_masking(labels, label_fraction, masking)
+    check_number("seed", seed, 0, whole=True)
+    if not isinstance(trust_negatives, (bool, np.bool_)):
+        raise InputError(f"trust_negatives={trust_negatives!r} is neither True nor False.")
     rng = np.random.default_rng(seed)
     positive = labels == 1
     kept = MASKINGS[masking](positive, label_fraction, rng)
