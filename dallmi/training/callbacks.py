@@ -198,7 +198,7 @@ def _check_same_labels(checkpoint: str, model: PreTrainedModel) -> None:
         names = json.loads(Path(checkpoint, "config.json").read_text())["id2label"].values()
     except (OSError, ValueError, KeyError, AttributeError):
         return  # an adapter's, for one, says nothing of the labels
-    if list(names) != list(model.config.id2label.values()):
+    if list(names) != list((model.config.id2label or {}).values()):
         raise InputError(
             f"The checkpoint '{checkpoint}' is of a model with the labels {listing(names, 5)}, not "
             "this model's; resume with the labels that it was trained with."
