@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -708,11 +707,13 @@ def _check_model(model: Any, tokenizer: Any, mixup: MixUp | None, own_collator: 
     "Raise `InputError` where `model` is no classifier of named labels, or cannot be fed."
     stock: Any = _stock(model)
     names = list((getattr(getattr(stock, "config", None), "id2label", None) or {}).values())
-    if not isinstance(stock, nn.Module) or not names:
+    if not isinstance(model, nn.Module) or not names:
         raise InputError(
             f"The model is a {type(model).__name__}; give a transformers model for sequence "
             "classification, such as load_encoder returns."
         )
+    if getattr(stock, "base_model", None) is stock:
+        head_of(cast(Any, stock))  # an encoder alone has none, and says so
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     if twice:
         raise InputError(
@@ -746,7 +747,7 @@ def _check_launch(world_size: int) -> None:
 
 
 def _objective(metrics: dict[str, float]) -> float:
-    "Trainer's objective of a search: the metrics' sum without the parts of the loss, else the loss."
+    "Trainer's objective of a search, the metrics' sum or the loss, without the loss's parts."
     kept = {name: v for name, v in metrics.items() if not name.startswith("eval_loss_")}
     return default_compute_objective(kept)
 
@@ -877,7 +878,10 @@ class DallmiTrainer(CarefulTrainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         "A new model from `model_init`. Raises `InputError` where it does not fit."
-        model = super().call_model_init(trial)
+        try:
+            model = super().call_model_init(trial)
+        except RuntimeError as e:
+            raise InputError(f"model_init makes no model: {first_line(e)}.") from e
         self._check_fit(model)
         return model
 
