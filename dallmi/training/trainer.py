@@ -349,8 +349,8 @@ def _first_row(rows: Any, what: str) -> Mapping[str, Any]:
     drawable = hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
     if not drawable or isinstance(rows, IterableDataset):
         raise InputError(
-            f"{what} is a {kind}, which has no length: balanced batches need all labels before the "
-            "first draw; load it in full (datasets: without streaming=True)."
+            f"{what} is a stream ({kind}), and balanced batches need all labels before the first "
+            "draw; load it in full (datasets: without streaming=True)."
         )
     if not len(rows):
         raise InputError(f"{what} has no rows; give some texts.")
@@ -370,7 +370,7 @@ def _need(row: Mapping[str, Any], names: Iterable[str], what: str) -> None:
             if name == "labels" and "label" in row:
                 advice = "rename 'label'"
             elif name not in ("labels", "input_ids"):
-                advice = "add what the loss's prepare(probs, labels) returns"
+                advice = "add it, as the loss reads it (its prepare(probs, labels) may make it)"
             raise InputError(f"{what} has no column {name!r}; {advice}.")
 
 # %% ../../nbs/1_method/12_training.ipynb #12c043
@@ -1082,7 +1082,7 @@ class DallmiTrainer(CarefulTrainer):
                 parts = _loss_parts(self.loss, logits, labels, batch | epoch)
         except InputError as e:
             if title not in self.said:
-                _say(f"There is no {title}. {e}")
+                _say(f"There is no {title}: {e}")
             self.said.add(title)
             return {}
         values = {f"{title}_{name}": part.item() for name, part in parts.items()}
