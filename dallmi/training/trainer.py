@@ -374,6 +374,42 @@ def _need(row: Mapping[str, Any], names: Iterable[str], what: str) -> None:
             raise InputError(f"{what} has no column {name!r}; {advice}.")
 
 # %% ../../nbs/1_method/12_training.ipynb #12c043
+def _most_tokens(model: Any) -> float:
+    "The longest text that the stock `model` has positions for; infinite for relative positions."
+    tables = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    return min(tables, default=float("inf"))
+
+
+def _ids_of(row: Mapping[str, Any]) -> list[int]:
+    "The tokens of a row as a list."
+    ids = row["input_ids"]
+    return ids.tolist() if hasattr(ids, "tolist") else list(ids)
+
+
+def _check_ids(rows: Any, what: str, model: Any) -> None:
+    "Raise `InputError` for the first row whose `input_ids` the stock `model` cannot read."
+    if not isinstance(rows, (Dataset, list)) or not hasattr(model, "get_input_embeddings"):
+        return  # looked at once more would be made once more
+    known, most = model.get_input_embeddings().num_embeddings, _most_tokens(model)
+    if isinstance(rows, Dataset) and rows.format["type"] != "custom":
+        rows = rows.with_format(None).select_columns("input_ids")
+    for i, row in enumerate(map(_ids_of, rows)):
+        if not 0 < len(row) <= most:
+            raise InputError(
+                f"Row {i} of {what} has {len(row)} tokens, and the model reads 1 to {most}; cut "
+                "the texts, as tokenize_domain does."
+            )
+        if not 0 <= min(row) <= max(row) < known:
+            raise InputError(
+                f"Row {i} of {what} has the token {max(row)}, and the model knows {known}; "
+                "tokenize with the model's own tokenizer."
+            )
+
+# %% ../../nbs/1_method/12_training.ipynb #12c046
 def _label_matrix(rows: Any, what: str, names: list[str]) -> np.ndarray:
     """Labels [N, L], float32, of all rows: 1, 0 or NaN.
 
@@ -433,7 +469,7 @@ def _check_order(rows: Any, what: str, names: list[str]) -> None:
         "give a model for the labels of the data."
     )
 
-# %% ../../nbs/1_method/12_training.ipynb #12c048
+# %% ../../nbs/1_method/12_training.ipynb #12c051
 def _lengths(rows: Any) -> list[int]:
     "Tokens of every row."
     if isinstance(rows, Dataset) and rows.format["type"] != "custom":
@@ -485,7 +521,7 @@ def _balanced_loader(
         non_blocking=bool(getattr(args.accelerator_config, "non_blocking", False)),
     )
 
-# %% ../../nbs/1_method/12_training.ipynb #12c052
+# %% ../../nbs/1_method/12_training.ipynb #12c055
 class _OwnCollator:
     "A user's collator, with labels that are float and checked, and marked uniform rows."
 
@@ -517,7 +553,7 @@ class _OwnCollator:
             batch["uniform"] = _uniform_rows(len(rows), self.balanced)
         return batch
 
-# %% ../../nbs/1_method/12_training.ipynb #12c055
+# %% ../../nbs/1_method/12_training.ipynb #12c058
 def check_loss(loss: Any) -> None:
     "Raise `InputError` where `loss` cannot be called with (logits, labels, batch)."
     if isinstance(loss, type):
@@ -554,7 +590,7 @@ def loss_name(loss: nn.Module) -> str:
     name = getattr(loss, "name", None) or type(loss).__name__.lower().removesuffix("loss")
     return str(name) or "loss"
 
-# %% ../../nbs/1_method/12_training.ipynb #12c061
+# %% ../../nbs/1_method/12_training.ipynb #12c064
 class _FunctionLoss(Loss):
     "A `compute_loss_func(outputs, labels, num_items_in_batch)` of `Trainer` as a loss."
 
@@ -565,6 +601,13 @@ class _FunctionLoss(Loss):
                 f"compute_loss_func={str(function)[:40]!r} is no function; give one that takes "
                 "(outputs, labels, num_items_in_batch)."
             )
+        try:
+            inspect.signature(function).bind(None, None, num_items_in_batch=None)
+        except TypeError:
+            raise InputError(
+                "compute_loss_func does not take (outputs, labels, num_items_in_batch); give it "
+                "these three arguments."
+            ) from None
         self.function = function
 
     @property
@@ -578,7 +621,12 @@ class _FunctionLoss(Loss):
         value = self.function(outputs, labels, num_items_in_batch=labels.numel())
         return value * labels.shape[1] if isinstance(value, Tensor) else value
 
-# %% ../../nbs/1_method/12_training.ipynb #12c064
+# %% ../../nbs/1_method/12_training.ipynb #12c067
+def _title(loss: nn.Module) -> str:
+    "What a loss is called in a message: its class, or the function's name."
+    return loss_name(loss) if isinstance(loss, _FunctionLoss) else type(loss).__name__
+
+
 def _loss_parts(
     loss: nn.Module, logits: Tensor, labels: Tensor, batch: dict[str, Any]
 ) -> dict[str, Tensor]:
@@ -588,13 +636,13 @@ def _loss_parts(
     scalars = [isinstance(part, Tensor) and part.dim() == 0 for part in parts.values()]
     if not parts or not all(scalars):
         raise InputError(
-            f"The loss {type(loss).__name__} must return a scalar tensor, or a dict of named "
-            "scalar tensors; sum over the labels."
+            f"The loss {_title(loss)} must return a scalar tensor, or a dict of named scalar "
+            "tensors; sum over the labels."
         )
     if logits.requires_grad and not any(part.requires_grad for part in parts.values()):
         raise InputError(
-            f"The loss {type(loss).__name__} has no gradient; compute it from the logits, without "
-            "detach, item or NumPy."
+            f"The loss {_title(loss)} has no gradient; compute it from the logits, without detach, "
+            "item or NumPy."
         )
     if "mixup" in parts:
         raise InputError(
@@ -603,7 +651,7 @@ def _loss_parts(
         )
     return parts
 
-# %% ../../nbs/1_method/12_training.ipynb #12c068
+# %% ../../nbs/1_method/12_training.ipynb #12c071
 def _model_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
     "What of a batch the forward of the stock `model` takes, but for the labels."
     takes = inspect.signature(type(model).forward).parameters
@@ -655,7 +703,7 @@ def _total(parts: dict[str, Tensor], mixup: MixUp | None) -> Tensor:
     total = sum(values[1:], values[0])
     return total if mixup is None or "mixup" not in parts else total + mixup.weight * parts["mixup"]
 
-# %% ../../nbs/1_method/12_training.ipynb #12c072
+# %% ../../nbs/1_method/12_training.ipynb #12c075
 def _heard(loss: nn.Module, sampler: BalancedBatchSampler, labels: np.ndarray) -> float:
     "Share of the terms, of labels with a positive, that compare something in 100 batches."
     seen = torch.from_numpy((labels == 1).any(0))
@@ -702,7 +750,7 @@ def _check_company(
             f"the others lack a positive or an unlabelled text; {enough}."
         )
 
-# %% ../../nbs/1_method/12_training.ipynb #12c076
+# %% ../../nbs/1_method/12_training.ipynb #12c079
 def _check_model(model: Any, tokenizer: Any, mixup: MixUp | None, own_collator: bool) -> None:
     "Raise `InputError` where `model` is no classifier of named labels, or cannot be fed."
     stock: Any = _stock(model)
@@ -751,7 +799,7 @@ def _objective(metrics: dict[str, float]) -> float:
     kept = {name: v for name, v in metrics.items() if not name.startswith("eval_loss_")}
     return default_compute_objective(kept)
 
-# %% ../../nbs/1_method/12_training.ipynb #12c078
+# %% ../../nbs/1_method/12_training.ipynb #12c081
 _AS_IN_TRAINER = {"tokenizer": "processing_class", "data": "train_dataset", "objective": "loss"}
 
 
@@ -766,6 +814,8 @@ def _check_call(args: Any, loss: Any, function: Any, mixup: Any, unknown: Collec
             "settings."
         )
     args.check()
+    if os.path.isfile(str(args.output_dir)):
+        raise InputError(f"output_dir='{args.output_dir}' is a file; give a folder.")
     if loss is not None and function is not None:
         raise InputError("There are a loss and a compute_loss_func; give one of them.")
     if mixup is not None and not isinstance(mixup, MixUp):
@@ -895,11 +945,13 @@ class DallmiTrainer(CarefulTrainer):
         "Names of the columns that the loss says it reads."
         return tuple(getattr(self.loss, "columns", ()))
 
-    def _check_tokens(self, row: Mapping[str, Any], what: str) -> None:
-        "Raise `InputError` where our collator cannot make a batch of rows like `row`."
+    def _check_tokens(self, rows: Any, what: str) -> None:
+        "Raise `InputError` where our collator cannot make batches of `rows`."
+        row = _first_row(rows, what)
         if self.own_collator is not None:
             return
         _need(row, ("input_ids",), what)
+        _check_ids(rows, what, _stock(self.model))
         if self.processing_class is None:
             raise InputError(
                 "There is no tokenizer to pad the texts with; give it as processing_class."
@@ -918,7 +970,7 @@ class DallmiTrainer(CarefulTrainer):
         if _is_stream(rows) or any(rows is seen for seen in self.checked):
             return
         row = _first_row(rows, what)
-        self._check_tokens(row, what)
+        self._check_tokens(rows, what)
         by_loss = str(self.args.metric_for_best_model).endswith("loss")
         if "labels" in row and np.isnan(self._labels(rows, what)).all() and by_loss:
             raise InputError(
@@ -945,7 +997,7 @@ class DallmiTrainer(CarefulTrainer):
         if rows is None:
             raise InputError("There are no texts to train on; give them as train_dataset.")
         self.args.check()
-        self._check_tokens(_first_row(rows, "train_dataset"), "train_dataset")
+        self._check_tokens(rows, "train_dataset")
         labels = self._labels(rows, "train_dataset")
         if self.own_collator is None:
             columns = self._loss_columns()
