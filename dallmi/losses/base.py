@@ -70,7 +70,11 @@ class Loss(nn.Module):
     """An objective over observed positives, unlabelled texts and trusted negatives.
 
     Subclasses write `forward`, and `prepare` where they need it. Parameters of the constructor are
-    kept as attributes of the same name, as in scikit-learn, so that a recipe can change one."""
+    kept as attributes of the same name, as in scikit-learn, so that a recipe can change one.
+
+    `columns`: names of what `forward` reads in the batch besides 'uniform' and 'epoch'."""
+
+    columns: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -83,6 +87,15 @@ class Loss(nn.Module):
         `probs`: [N, L], the teacher's probabilities of the training texts. `labels`: [N, L],
         1, 0 or NaN. May also set on the loss what belongs to a label, such as a weight."""
         return {}
+
+    def comparable(
+        self, labels: torch.Tensor, uniform: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """Bool [L]: the labels of which these rows show both sides that the loss compares.
+
+        None, the default, says that it compares nothing: it is a mean over texts, and each counts
+        by itself. `labels`: [B, L], 1, 0 or NaN. `uniform`: bool [B], default all."""
+        return None
 
     def forward(
         self, logits: torch.Tensor, labels: torch.Tensor, batch: Mapping[str, Any]

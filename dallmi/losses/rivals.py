@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import check_number
+from ..errors import InputError, check_number
 from .anchored import estimate_prior
 from .base import Loss, check_shapes, full_precision, mean_where, split_labels
 
@@ -198,6 +198,11 @@ def spu_loss(
     return _pu_risk(logits, labels, drawn, prior, hidden, (1 - prior) / (1 - hidden))
 
 # %% ../../nbs/1_method/09_rivals.ipynb #09c067
+def _both_sides(labels: Tensor, drawn: Tensor) -> Tensor:
+    "Bool [L]: the labels with a positive and a drawn row; `labels`, `drawn` (bool): [B, L]."
+    return (labels == 1).any(0) & drawn.any(0)
+
+
 class NNPULoss(Loss):
     "The non-negative PU risk with a class prior that `prepare` estimates, see `nnpu_loss`."
 
@@ -212,12 +217,16 @@ class NNPULoss(Loss):
         self.prior = torch.as_tensor(estimate_prior(probs, labels), dtype=torch.float32)
         return {}
 
+    def comparable(self, labels: Tensor, uniform: Tensor | None = None) -> Tensor | None:
+        "Bool [L]: the labels with a positive and a row of X; see `Loss.comparable`."
+        return _both_sides(labels, _drawn_uniformly(labels, uniform))
+
     def forward(self, logits: Tensor, labels: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """A scalar, from `logits`, `labels` [B, L] and the rows marked `uniform` in the `batch`.
 
-        Raises ValueError before `prepare`."""
+        Raises `InputError` before `prepare`."""
         if self.prior is None:
-            raise ValueError("NNPULoss has no class prior yet: call prepare(probs, labels) first.")
+            raise InputError("NNPULoss has no class prior yet: call prepare(probs, labels) first.")
         return nnpu_loss(logits, labels, self.prior, batch.get("uniform"))
 
 
@@ -240,10 +249,14 @@ class SPULoss(Loss):
         self.observed = torch.as_tensor((labels == 1).mean(0), dtype=torch.float32)
         return {}
 
+    def comparable(self, labels: Tensor, uniform: Tensor | None = None) -> Tensor | None:
+        "Bool [L]: the labels with a positive and a row of U; see `Loss.comparable`."
+        return _both_sides(labels, _drawn_uniformly(labels, uniform) & (labels != 1))
+
     def forward(self, logits: Tensor, labels: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """A scalar, from `logits`, `labels` [B, L] and the rows marked `uniform` in the `batch`.
 
-        Raises ValueError before `prepare`."""
+        Raises `InputError` before `prepare`."""
         if self.prior is None or self.observed is None:
-            raise ValueError("SPULoss has no class prior yet: call prepare(probs, labels) first.")
+            raise InputError("SPULoss has no class prior yet: call prepare(probs, labels) first.")
         return spu_loss(logits, labels, self.prior, self.observed, batch.get("uniform"))

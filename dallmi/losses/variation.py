@@ -59,7 +59,7 @@ _FORMS = {"norm": norm_variation, "log": log_variation}
 
 
 def _check_form(form: str) -> None:
-    if form not in _FORMS:
+    if not isinstance(form, str) or form not in _FORMS:
         raise InputError(f"form={form!r} is unknown: use {' or '.join(map(repr, _FORMS))}.")
 
 # %% ../../nbs/1_method/06_variation.ipynb #06c031
@@ -86,7 +86,7 @@ def variation_loss(
     drawn = torch.ones_like(positive) if uniform is None else uniform[:, None].expand_as(positive)
     unlabelled = unknown & drawn
     value = _FORMS[form](logits, positive, unlabelled if form == "norm" else drawn)
-    comparable = positive.any(0) & unlabelled.any(0)
+    comparable = positive.any(0) & unlabelled.any(0)  # as `VariationLoss.comparable`
     return torch.where(comparable, value, 0.0).sum() + negative_loss(logits, labels)
 
 # %% ../../nbs/1_method/06_variation.ipynb #06c047
@@ -99,6 +99,16 @@ class VariationLoss(Loss):
         super().__init__()
         _check_form(form)
         self.form = form
+
+    def comparable(
+        self, labels: torch.Tensor, uniform: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """Bool [L]: the labels with a positive, and an unlabelled text among the uniform rows.
+
+        `labels`: [B, L], 1, 0 or NaN. `uniform`: bool [B], default all."""
+        positive, _, unknown = split_labels(labels)
+        drawn = unknown if uniform is None else unknown[uniform]
+        return positive.any(0) & drawn.any(0)
 
     def forward(
         self, logits: torch.Tensor, labels: torch.Tensor, batch: Mapping[str, Any]

@@ -10,12 +10,11 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-# %% ../../nbs/1_method/10_long_runs.ipynb #10c004
 import torch
 from accelerate import Accelerator
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
@@ -31,10 +30,9 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-# %% ../../nbs/1_method/10_long_runs.ipynb #10c005
-from ..errors import InputError
+from ..errors import InputError, listing
 
-# %% ../../nbs/1_method/10_long_runs.ipynb #10c008
+# %% ../../nbs/1_method/10_long_runs.ipynb #10c006
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """While open, transformers draws no progress bars and reports errors only.
@@ -54,14 +52,19 @@ def quiet_transformers() -> Iterator[None]:
         if bars and hub_off:
             disable_progress_bars()
 
-# %% ../../nbs/1_method/10_long_runs.ipynb #10c014
+# %% ../../nbs/1_method/10_long_runs.ipynb #10c012
 class _Tally:
     "Sums over the steps since the last log entry, kept on the device: `add` never waits for it."
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        "Forget everything."
         self.sums: dict[str, torch.Tensor] = {}  # steps; texts and probs of P and U, [2, L]
         self.parts: dict[str, torch.Tensor] = {}  # of the loss, by name
         self.first_bad: dict[str, torch.Tensor] = {}
+        self.first_unmasked: torch.Tensor | None = None
 
     def add(
         self,
@@ -74,8 +77,10 @@ class _Tally:
 
         `logits`, `labels`: [B, L], NaN where a label is unknown. Keeps the first `step` at which a
         part is not finite."""
-        probs = logits.detach().float().sigmoid()
+        logits = logits.detach().float()
+        probs = logits.sigmoid()
         kinds = (labels == 1, labels.isnan())
+        could_be_labels = logits.isfinite().all() & kinds[1].any()
         new = {
             "steps": torch.ones_like(probs[0, 0]),
             "texts": torch.stack([kind.sum(0) for kind in kinds]).float(),
@@ -88,6 +93,9 @@ class _Tally:
             self.parts[name] = self.parts.get(name, 0) + part
             bad = torch.where(part.isfinite(), torch.inf, float(step))
             self.first_bad[name] = torch.minimum(self.first_bad.get(name, bad), bad)
+            own = torch.where(could_be_labels, bad, torch.inf)
+            first = own if self.first_unmasked is None else self.first_unmasked
+            self.first_unmasked = torch.minimum(first, own)
 
     def drain(self, label_names: Iterable[str], accelerator: Accelerator) -> dict[str, float]:
         """The means over all processes as a log entry; the tally is empty afterwards.
@@ -118,35 +126,97 @@ class _Tally:
         names = [name for name, step in zip(self.first_bad, steps, strict=True) if step == first]
         return names, int(first)
 
-# %% ../../nbs/1_method/10_long_runs.ipynb #10c021
+    def is_unmasked(self, step: int, accelerator: Accelerator) -> bool:
+        "Whether the part that was not finite at `step` came of finite logits and some NaN labels."
+        if self.first_unmasked is None:
+            return False
+        return accelerator.gather(self.first_unmasked[None]).min().item() == step
+
+# %% ../../nbs/1_method/10_long_runs.ipynb #10c019
 class TrainingDiverged(RuntimeError):
     """The loss or the weights were not finite.
 
     The message names part and step; the checkpoint before them is untouched."""
 
 
-_DECISIVE = ("model*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
+_WEIGHTS = "*model*.safetensors"  # also adapter_model.safetensors, which peft writes
+_DECISIVE = (_WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    "Whether a checkpoint folder holds all that a training goes on from."
+def _is_complete(checkpoint: Path, files: Sequence[str] = _DECISIVE) -> bool:
+    "Whether a checkpoint folder holds all that a training goes on from, or at least `files`."
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text())  # written last
     except (OSError, ValueError):
         return False
-    return "global_step" in state and all(any(checkpoint.glob(name)) for name in _DECISIVE)
+    return "global_step" in state and all(any(checkpoint.glob(name)) for name in files)
+
+
+def _newest(folder: Path | str, files: Sequence[str]) -> str | None:
+    "Path of the newest `checkpoint-<step>` in `folder` that holds `files`, or None."
+    found = {}
+    for path in Path(folder).glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        if step.isdigit() and _is_complete(path, files):
+            found[int(step)] = str(path)
+    return found[max(found)] if found else None
 
 
 def last_checkpoint(folder: Path | str) -> str | None:
     "Path of the newest complete `checkpoint-<step>` in `folder`, or None."
-    found = {}
-    for path in Path(folder).glob("checkpoint-*"):
-        step = path.name.removeprefix("checkpoint-")
-        if step.isdigit() and _is_complete(path):
-            found[int(step)] = str(path)
-    return found[max(found)] if found else None
+    return _newest(folder, _DECISIVE)
+
+
+def _to_resume(wish: Path | str | bool | None, folder: str) -> str | None:
+    """The complete checkpoint that `wish` names, True being the newest in `folder`; None for none.
+
+    Raises `InputError` where there is none."""
+    if wish is None or wish is False:
+        return None
+    if wish is True:
+        found = last_checkpoint(folder)
+    else:
+        found = str(wish) if _is_complete(Path(wish)) else None
+    if found:
+        return found
+    bare = _newest(folder, [_WEIGHTS]) if wish is True else str(wish)
+    if bare and _is_complete(Path(bare), [_WEIGHTS]):
+        raise InputError(
+            f"No complete checkpoint to resume from: '{bare}' holds the weights without the "
+            "optimizer's state, as save_only_model=True writes it; load the model from it and "
+            "train anew."
+        )
+    where = f"in '{folder}'" if wish is True else f"at '{wish}'"
+    raise InputError(
+        f"No complete checkpoint {where} to resume from; train without resume_from_checkpoint."
+    )
+
+
+def _check_same_labels(checkpoint: str, model: PreTrainedModel) -> None:
+    "Raise `InputError` where the `checkpoint` is of a model with other labels, or in other order."
+    try:
+        names = json.loads(Path(checkpoint, "config.json").read_text())["id2label"].values()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return  # an adapter's, for one, says nothing of the labels
+    if list(names) != list((model.config.id2label or {}).values()):
+        raise InputError(
+            f"The checkpoint '{checkpoint}' is of a model with the labels {listing(names, 5)}, not "
+            "this model's; resume with the labels that it was trained with."
+        )
 
 # %% ../../nbs/1_method/10_long_runs.ipynb #10c026
+class _Afresh(TrainerCallback):
+    "Clears a tally whenever a training begins, the attempts of auto_find_batch_size included."
+
+    def __init__(self, tally: _Tally) -> None:
+        self.tally = tally
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.tally.clear()
+
+
 class CarefulTrainer(Trainer):
     """A `Trainer` that stops where numbers are not finite and resumes from complete checkpoints.
 
@@ -156,27 +226,36 @@ class CarefulTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.tally = _Tally()
         super().__init__(*args, **kwargs)
+        self.add_callback(_Afresh(self.tally))
 
     def check_finite(self, weights: bool = True) -> None:
         """Raise `TrainingDiverged` where a part of the loss was not finite.
 
         With `weights` also where a weight is not finite now."""
-        what = self._not_finite(weights)
+        bad = self.tally.find_bad(self.accelerator)
+        what = self._not_finite(bad, weights)
         if not what:
             return
-        kept = None
-        if self.args.save_strategy != "no":
-            kept = last_checkpoint(str(self.args.output_dir))
-        checkpoint = "No checkpoint was saved before it."
-        if kept:
-            checkpoint = f"The last good checkpoint is kept: {kept}."
-        raise TrainingDiverged(
-            f"{what}. {checkpoint} Lower the learning rate, or train without bf16."
-        )
+        advice = "Lower the learning rate, or train without bf16."
+        if bad and self.tally.is_unmasked(bad[1], self.accelerator):
+            advice = (
+                "The logits were finite, so it is the loss itself: does it leave the unknown "
+                "labels (NaN) out?"
+            )
+        raise TrainingDiverged(f"{what}. {self._kept()} {advice}")
 
-    def _not_finite(self, weights: bool) -> str:
+    def _kept(self) -> str:
+        "A sentence on the newest checkpoint of this run."
+        folder = str(self.args.output_dir)
+        saves = self.args.save_strategy != "no"
+        if saves and (kept := last_checkpoint(folder)):
+            return f"The last good checkpoint is kept: {kept}."
+        if saves and (kept := _newest(folder, [_WEIGHTS])):
+            return f"The last good weights are kept, without the optimizer's state: {kept}."
+        return "No checkpoint was saved before it."
+
+    def _not_finite(self, bad: tuple[list[str], int] | None, weights: bool) -> str:
         "What is not finite, and since when; empty where all is well."
-        bad = self.tally.find_bad(self.accelerator)
         if bad:
             names, step = bad
             return f"Not finite at step {step}: the {' and the '.join(names)} loss"
@@ -213,13 +292,11 @@ class CarefulTrainer(Trainer):
     ) -> TrainOutput:
         """Trainer's training; `resume_from_checkpoint=True` takes the newest *complete* checkpoint.
 
-        Raises `InputError` where `output_dir` has none, and `TrainingDiverged`."""
-        self.tally = _Tally()
-        if resume_from_checkpoint is True:
-            folder = str(self.args.output_dir)
-            resume_from_checkpoint = last_checkpoint(folder)
-            if not resume_from_checkpoint:
-                raise InputError(f"No complete checkpoint in '{folder}' to resume from.")
+        Raises `InputError` where there is none, where the given one is not complete or of other
+        labels, and `TrainingDiverged`."""
+        resume_from_checkpoint = _to_resume(resume_from_checkpoint, str(self.args.output_dir))
+        if resume_from_checkpoint:
+            _check_same_labels(resume_from_checkpoint, cast(PreTrainedModel, self.model))
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         self.check_finite()
         return result

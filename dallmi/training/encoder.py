@@ -9,6 +9,7 @@ __all__ = ['HUB_DEFAULT', 'default_model', 'head_of', 'load_encoder', 'pad_batch
 # %% ../../nbs/1_method/11_encoder.ipynb #11c002
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from transformers import (
 )
 
 # %% ../../nbs/1_method/11_encoder.ipynb #11c003
-from ..errors import InputError, first_line, user_path
+from ..errors import InputError, first_line, listing, user_path
 from .callbacks import quiet_transformers
 
 # %% ../../nbs/1_method/11_encoder.ipynb #11c006
@@ -74,9 +75,14 @@ def _why_unfit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> st
 
 # %% ../../nbs/1_method/11_encoder.ipynb #11c018
 def head_of(model: PreTrainedModel) -> nn.Linear:
-    "The last linear layer with one output per label."
+    "The last linear layer with one output per label. Raises `InputError` where there is none."
     labels = model.config.num_labels
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels]
+    if not layers:
+        raise InputError(
+            f"The model {type(model).__name__} has no linear layer with {labels} outputs, one per "
+            "label; use a model for sequence classification."
+        )
     return layers[-1]
 
 # %% ../../nbs/1_method/11_encoder.ipynb #11c020
@@ -96,7 +102,23 @@ def _load_pair(
     )
     if list(stored.values()) != list(names.values()):
         head_of(model).reset_parameters()
+    if model.config.model_type not in _PADDED_LEFT:
+        tokenizer.padding_side = "right"
     return tokenizer, model
+
+
+_PADDED_LEFT = ("xlnet",)  # their heads read the last token
+
+
+def _check_names(label_names: Sequence[str]) -> None:
+    "Raise `InputError` where `label_names` are no list of different names."
+    if isinstance(label_names, str) or not all(isinstance(name, str) for name in label_names):
+        raise InputError(f"The label names {label_names!r} are no list of strings; give a list.")
+    twice = sorted({name for name in label_names if list(label_names).count(name) > 1})
+    if twice:
+        raise InputError(f"The label names have {listing(twice)} more than once; rename one.")
+    if not label_names:
+        raise InputError("There are no label names; a classifier needs one label at least.")
 
 # %% ../../nbs/1_method/11_encoder.ipynb #11c022
 def load_encoder(
@@ -106,7 +128,9 @@ def load_encoder(
 
     `label_names`: [L]. The model is float32, its `id2label` set. The head is kept where it was
     stored for the same labels in the same order; else it is new. Silent. Raises `InputError` where
-    the model cannot be found or read, or is no encoder."""
+    the model cannot be found or read, or is no encoder, and for label names that are not distinct.
+    The tokenizer pads on the right, whatever was stored."""
+    _check_names(label_names)
     where = user_path(name, "a model")
     local = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
     if where.is_file():
@@ -125,20 +149,31 @@ def load_encoder(
         raise InputError(f"The model '{name}' {unfit}. {_HINT}")
     return tokenizer, model
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c030
+# %% ../../nbs/1_method/11_encoder.ipynb #11c032
+def _listed(row: Any) -> list[int]:
+    "A list of the numbers in a list, array or tensor."
+    return row.tolist() if hasattr(row, "tolist") else list(row)
+
+
 def pad_batch(
-    tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[Sequence[int]], multiple: int = 16
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: Sequence[Sequence[int]],
+    multiple: int = 16,
+    **others: Sequence[Sequence[int]],
 ) -> BatchEncoding:
     """`input_ids` and `attention_mask` [B, T] of tokenized texts.
 
     T: the longest, rounded up to `multiple`; but rounding stops at the tokenizer's
-    `model_max_length`, as a model has no position beyond it."""
+    `model_max_length`, as a model has no position beyond it. `others`: what the tokenizer gave
+    besides, `attention_mask` (where the texts are padded already) or `token_type_ids` (where they
+    are pairs); they are padded along. Rows may be lists, arrays or tensors."""
     longest = max(map(len, input_ids))
     length = max(longest, min(-(-longest // multiple) * multiple, tokenizer.model_max_length))
-    rows = {"input_ids": [list(ids) for ids in input_ids]}
+    columns = {"input_ids": input_ids, **others}
+    rows = {name: [_listed(row) for row in values] for name, values in columns.items()}
     return tokenizer.pad(rows, padding="max_length", max_length=length, return_tensors="pt")
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c034
+# %% ../../nbs/1_method/11_encoder.ipynb #11c040
 def accelerator_or_cpu() -> torch.device:
     "The accelerator of this machine where it has one, else the processor."
     if torch.accelerator.is_available():
@@ -169,11 +204,20 @@ def bf16_pays(device: torch.device | str) -> bool:
     has_flag = bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
     return kind == "cpu" and torch.backends.mkldnn.is_available() and has_flag
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c044
+# %% ../../nbs/1_method/11_encoder.ipynb #11c050
 def start_at_prior(model: PreTrainedModel, prior: np.ndarray | Sequence[float]) -> None:
     """Set the head's bias to the log odds of `prior` [L], cut to 0.001 … 0.999.
 
-    Before any training, the model then predicts the prevalences."""
+    Before any training, the model then predicts the prevalences. Raises `InputError` for a prior
+    that is no number per label, and a head without a bias."""
     odds = torch.as_tensor(prior, dtype=torch.float32).clamp(1e-3, 1 - 1e-3).logit()
+    bias = head_of(model).bias
+    if bias is None:
+        raise InputError(f"The head of {type(model).__name__} has no bias to start at a prior.")
+    if odds.shape != bias.shape or not odds.isfinite().all():
+        raise InputError(
+            f"The prior {listing(odds.sigmoid().tolist(), 5)} does not fit; give one number "
+            f"between 0 and 1 for each of the model's {len(bias)} labels."
+        )
     with torch.no_grad():
-        head_of(model).bias.copy_(odds)
+        bias.copy_(odds)

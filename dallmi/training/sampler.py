@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..errors import InputError
+from ..errors import InputError, check_number
 
 # %% ../../nbs/1_method/04_sampling.ipynb #04c012
 def _shuffled(n: int, *key: int) -> np.ndarray:
@@ -91,8 +91,10 @@ def _uniform_parts(
 # %% ../../nbs/1_method/04_sampling.ipynb #04c040
 def _check_sizes(batch_size: int, balanced: int, rank: int, world: int) -> None:
     "Raise `InputError`, saying what to change, where these numbers make no batch."
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1.")
+    check_number("batch_size", batch_size, 1, whole=True)
+    check_number("world", world, 1, whole=True)
+    check_number("balanced", balanced, 0, whole=True)
+    check_number("rank", rank, 0, whole=True)
     if not 0 <= balanced <= batch_size:
         raise InputError(f"balanced={balanced} must lie between 0 and batch_size={batch_size}.")
     if not 0 <= rank < world:
@@ -150,6 +152,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
     ) -> None:
         labels = np.asarray(labels)
         _check_sizes(batch_size, balanced, rank, world)
+        check_number("seed", seed, 0, whole=True)
         _check_rows(labels, balanced, world, lengths)
         self.n, self.batch_size, self.balanced = len(labels), batch_size, balanced
         self.seed, self.rank, self.world = seed, rank, world

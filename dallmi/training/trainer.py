@@ -6,35 +6,156 @@
 __all__ = ['DallmiArguments', 'parameter_groups', 'Collator', 'check_loss', 'loss_name', 'DallmiTrainer']
 
 # %% ../../nbs/1_method/12_training.ipynb #12c002
+import copy
 import inspect
-import math
-from collections.abc import Callable, Collection, Sized
-from dataclasses import dataclass, field
+import json
+import numbers
+import os
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any, cast
 
+import datasets
+import numpy as np
+import pandas as pd
 import torch
 from accelerate.data_loader import prepare_data_loader
-from datasets import Dataset, List
+from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
+    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
+    TrainerCallback,
     TrainingArguments,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, default_compute_objective
 
-from ..errors import InputError
+from ..data.domain import Domain
+from ..errors import InputError, check_number, first_line, listing, unknown_name, user_path
 from ..losses.base import Loss
 from ..losses.mixup import MixUp
 from ..losses.variation import VariationLoss
 from .callbacks import CarefulTrainer
-from .encoder import pad_batch
+from .encoder import head_of, pad_batch
 from .sampler import BalancedBatchSampler
 
 # %% ../../nbs/1_method/12_training.ipynb #12c016
-_RANGES = {"balanced_share": (0.0, 1.0), "head_multiplier": (1e-6, math.inf)}
+_MOST = 10**9
+_NUMBERS: dict[str, tuple[float, float, bool]] = {  # lowest, highest, whole
+    "balanced_share": (0, 1, False),
+    "head_multiplier": (1e-6, 10**6, False),
+    "per_device_train_batch_size": (1, _MOST, True),
+    "per_device_eval_batch_size": (1, _MOST, True),
+    "gradient_accumulation_steps": (1, _MOST, True),
+    "num_train_epochs": (0, _MOST, False),
+    "max_steps": (-1, _MOST, True),
+    "learning_rate": (0, 10**6, False),
+    "weight_decay": (0, 10**6, False),
+    "max_grad_norm": (0, _MOST, False),
+    "adam_beta1": (0, 1, False),
+    "adam_beta2": (0, 1, False),
+    "adam_epsilon": (0, 1, False),
+    "warmup_steps": (0, _MOST, False),
+    "neftune_noise_alpha": (0, _MOST, False),
+    "logging_steps": (0, _MOST, False),
+    "eval_steps": (0, _MOST, False),
+    "save_steps": (0, _MOST, False),
+    "eval_delay": (0, _MOST, False),
+    "save_total_limit": (0, _MOST, True),
+    "eval_accumulation_steps": (1, _MOST, True),
+    "seed": (0, 2**32 - 1, True),
+    "data_seed": (0, 2**32 - 1, True),
+    "dataloader_num_workers": (0, _MOST, True),
+    "dataloader_prefetch_factor": (1, _MOST, True),
+}
+
+
+def _check_values(args: TrainingArguments) -> None:
+    "Raise `InputError` for a number of a wrong type or range, and a switch that is not on or off."
+    for setting in fields(args):
+        name, value = setting.name, getattr(args, setting.name)
+        if value is None and setting.default is None:
+            continue
+        if name in _NUMBERS:
+            low, high, whole = _NUMBERS[name]
+            check_number(name, value, low, high, whole)
+        if isinstance(setting.default, bool) and not isinstance(value, (bool, np.bool_)):
+            raise InputError(f"{name}={value!r} is neither True nor False; give one of them.")
+
+# %% ../../nbs/1_method/12_training.ipynb #12c018
+_FIXED: dict[str, tuple[tuple[Any, ...], str]] = {  # what it may be, and what to say else
+    "auto_find_batch_size": (
+        (False,),
+        "would change the batches that the sampler draws; set per_device_train_batch_size",
+    ),
+    "dataloader_drop_last": (
+        (False,),
+        "would leave texts out of an evaluation, and in training the batches of an epoch are "
+        "equally large anyway; leave it at False",
+    ),
+    "train_sampling_strategy": (
+        ("random",),
+        "is not read, as batches are drawn by balanced_share; for texts of similar length set "
+        "group_lengths=True",
+    ),
+    "length_column_name": (
+        ("length",),
+        "is not read, as group_lengths counts the tokens; leave it out",
+    ),
+    "label_smoothing_factor": (
+        (0,),
+        "is not read, as the loss is an object; smooth the labels in a loss of your own",
+    ),
+    "label_names": ((None, ["labels"]), "is not read; call the column of the labels 'labels'"),
+}
+_FIXED_OF_ACCELERATE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "split_batches": ((False,), "would cut the batches that the sampler draws; leave it at False"),
+    "dispatch_batches": (
+        (None, False),
+        "is not read, as each process draws its own batches; leave it out",
+    ),
+    "use_seedable_sampler": (
+        (True,),
+        "is not read, as the batches depend on the seed alone; leave it at True",
+    ),
+}
+_KEPT_OFF = {
+    "remove_unused_columns": "the loss may need columns that the model does not take",
+    "logging_nan_inf_filter": "a loss that is not finite stops the training",
+}
+
+
+def _check_fixed(args: TrainingArguments) -> None:
+    "Raise `InputError` for a setting that would be passed over, or change the batches."
+    accelerate = args.accelerator_config
+    for owner, prefix, table in (
+        (args, "", _FIXED),
+        (accelerate, "accelerator_config.", _FIXED_OF_ACCELERATE),
+    ):
+        for name, (allowed, why) in table.items():
+            value = getattr(owner, name, allowed[0])
+            if value not in allowed:
+                raise InputError(f"{prefix}{name}={value!r} {why}.")
+    for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+        if getattr(args, name, None) and not args.dataloader_num_workers:
+            raise InputError(f"{name} needs workers; set dataloader_num_workers to 1 or more.")
+    if "loss" in args.include_for_metrics:
+        raise InputError(
+            "include_for_metrics='loss' asks for a loss per text, and the loss of an evaluation is "
+            "one number for the whole set; leave it out."
+        )
+
+
+def _say(sentence: str) -> None:
+    "Warn of something that is no error."
+    warnings.warn(sentence, UserWarning, stacklevel=3)
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -46,8 +167,11 @@ def _setting(default: Any, help: str) -> Any:
 class DallmiArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the method's own settings.
 
-    Raises `InputError` for a setting outside its range, and for `auto_find_batch_size`, which would
-    change the batches that the sampler drew."""
+    `data_seed`: decides the batches, default `seed`. `gradient_accumulation_steps`: for a loss that
+    compares the texts of a batch, as the variation loss does, more steps are not a larger batch.
+    Raises `InputError` for a setting of a wrong type or outside its range, and for one that would
+    be passed over or change the batches that the sampler draws, such as `auto_find_batch_size`;
+    also through `dataclasses.replace`."""
 
     balanced_share: float = _setting(
         0.5, "share of a batch drawn round the labels; 1 is the published scheme"
@@ -57,23 +181,30 @@ class DallmiArguments(TrainingArguments):
     logging_nan_inf_filter: bool = _setting(
         False, "kept off: a loss that is not finite stops the training"
     )
+    remove_unused_columns: bool = _setting(False, "kept off: the loss may need them")
     disable_tqdm: bool = _setting(True, "no progress bars and no printed logs")
     report_to: str = _setting("none", "where to send the logs")
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(f"{name}={value} is outside {low:g} … {high:g}.")
-        if self.auto_find_batch_size:
-            raise InputError(
-                "auto_find_batch_size=True would change the batches that the sampler draws; "
-                "set per_device_train_batch_size."
-            )
+        _check_values(self)
+        if self.output_dir is not None:
+            user_path(self.output_dir, "output_dir")
+        for name, why in _KEPT_OFF.items():
+            if getattr(self, name):
+                _say(f"{name} is kept off: {why}.")
+                setattr(self, name, False)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        self.remove_unused_columns = False
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, NotImplementedError, OSError) as e:
+            raise InputError(f"These arguments cannot be used: {first_line(e)}.") from None
+        self.check()
+
+    def check(self) -> None:
+        "Raise `InputError` where a setting cannot be used, also one that was set afterwards."
+        _check_values(self)
+        _check_fixed(self)
 
     @property
     def n_gpu(self) -> int:
@@ -85,12 +216,21 @@ class DallmiArguments(TrainingArguments):
         "Rows of a batch that are drawn round the labels."
         return round(self.balanced_share * self.per_device_train_batch_size)
 
-# %% ../../nbs/1_method/12_training.ipynb #12c022
+# %% ../../nbs/1_method/12_training.ipynb #12c026
+def _stock(model: Any) -> Any:
+    "The stock model, also where peft has wrapped it."
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _head_names(model: PreTrainedModel) -> set[str]:
     "Names of the parameters above the encoder: pooler and classifier."
-    inside = f"{model.base_model_prefix}."
-    names = [name for name, _ in model.named_parameters()]
-    return {name for name in names if ".pooler." in name or not name.startswith(inside)}
+    stock = _stock(model)
+    named = list(model.named_parameters())
+    if stock.base_model is stock:  # a family that keeps no encoder of its own
+        own = {id(p) for p in head_of(stock).parameters()}
+        return {name for name, p in named if id(p) in own}
+    inside = {id(p) for p in stock.base_model.parameters()}
+    return {name for name, p in named if ".pooler." in name or id(p) not in inside}
 
 
 def parameter_groups(
@@ -113,81 +253,307 @@ def parameter_groups(
             groups.append({"params": params, "lr": rate, "weight_decay": weight_decay * decays})
     return [group for group in groups if group["params"]]
 
-# %% ../../nbs/1_method/12_training.ipynb #12c027
+# %% ../../nbs/1_method/12_training.ipynb #12c033
+_TEXT = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def _is_floats(value: Any) -> bool:
+    "Whether a row's `value` is a list, an array or a tensor of floats."
+    if hasattr(value, "dtype"):
+        return len(value.shape) > 0 and "float" in str(value.dtype)
+    if not isinstance(value, (list, tuple)):
+        return False
+    return any(isinstance(v, numbers.Real) and not isinstance(v, numbers.Integral) for v in value)
+
+
+def _columns_of(row: Mapping[str, Any], also: Collection[str] = ()) -> list[str]:
+    "Names of what a batch takes of a row: tokens, labels, lists of floats, and those in `also`."
+    return [
+        name
+        for name, value in row.items()
+        if name in _TEXT or name == "labels" or name in also or _is_floats(value)
+    ]
+
+
+def _as_numbers(value: Any) -> np.ndarray:
+    "A row's list, array or tensor as float32; None is NaN. ValueError or TypeError else."
+    return np.asarray(value.tolist() if hasattr(value, "tolist") else value, dtype=np.float32)
+
+
 class Collator:
     """Pads rows to the longest text: `input_ids`, `attention_mask` [B, T]; other lists [B, L].
 
-    The others are floats, such as the labels; what is no list (an id) stays out. The last
-    `balanced` rows of a batch are marked False in `uniform` [B]: they were drawn round the labels.
-    Where all rows are (the published scheme), there is no uniform part, and every row stands in for
-    it. Raises `InputError` without a `tokenizer`."""
+    `token_type_ids` [B, T] where the rows have them. The others are floats, such as the labels;
+    what is no list of floats (an id) stays out, but for the names in `columns`. The last `balanced`
+    rows of a batch are marked False in `uniform` [B]: they were drawn round the labels. Where all
+    rows are (the published scheme), there is no uniform part, and every row stands in for it.
+    Raises `InputError` without a `tokenizer`, and for a column that is not as long in every row."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, balanced: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        balanced: int = 0,
+        columns: Collection[str] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self.balanced = balanced
+        self.columns = columns
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         if self.tokenizer is None:
             raise InputError(
                 "There is no tokenizer to pad the texts with; give it as processing_class."
             )
-        batch = dict(pad_batch(self.tokenizer, [row["input_ids"] for row in rows]))
-        for key, value in rows[0].items():
-            listed = isinstance(value, Sized) and not isinstance(value, str)
-            if listed and key not in ("input_ids", "attention_mask", "token_type_ids"):
-                batch[key] = torch.tensor([row[key] for row in rows], dtype=torch.float32)
-        uniform = len(rows) - self.balanced
+        chosen = _columns_of(rows[0], self.columns)
+        text = {name: [row[name] for row in rows] for name in chosen if name in _TEXT}
+        batch = dict(pad_batch(self.tokenizer, text.pop("input_ids"), **cast(Any, text)))
+        for name in chosen:
+            if name not in _TEXT:
+                batch[name] = _float_column(rows, name)
         if "labels" in batch:
-            batch["uniform"] = torch.arange(len(rows)) < (uniform or len(rows))
+            batch["uniform"] = _uniform_rows(len(rows), self.balanced)
         return batch
 
-# %% ../../nbs/1_method/12_training.ipynb #12c031
-def _training_columns(rows: Dataset) -> list[str]:
-    """Names of the columns that go into a batch: the tokens, the labels, and lists of floats.
 
-    Raises `InputError` where tokens or labels are missing."""
-    for name in ("input_ids", "labels"):
-        if name not in rows.column_names:
-            raise InputError(f"The training rows have no column {name!r}; use tokenize_domain.")
-    chosen = []
-    for name, feature in rows.features.items():
-        inner = getattr(feature, "feature", None) if isinstance(feature, List) else None
-        floats = getattr(inner, "dtype", None) in ("float16", "float32", "float64")
-        if floats or name in ("input_ids", "labels"):
-            chosen.append(name)
-    return chosen
+def _float_column(rows: list[dict[str, Any]], name: str) -> Tensor:
+    "The column `name` of some rows, float32. Raises `InputError` where they do not fit together."
+    try:
+        return torch.from_numpy(np.stack([_as_numbers(row[name]) for row in rows]))
+    except (TypeError, ValueError, KeyError):
+        raise InputError(
+            f"The column {name!r} is not as many numbers in every row; give one list of numbers "
+            "for each text, all of one length."
+        ) from None
 
-# %% ../../nbs/1_method/12_training.ipynb #12c034
+
+def _uniform_rows(n: int, balanced: int) -> Tensor:
+    "Bool [n]: all but the last `balanced` rows; where that leaves none, all."
+    return torch.arange(n) < (n - balanced or n)
+
+# %% ../../nbs/1_method/12_training.ipynb #12c039
+def _first_row(rows: Any, what: str) -> Mapping[str, Any]:
+    """The first row of the data set `rows`.
+
+    Raises `InputError`, calling it `what`, where it is none that can be drawn from by number."""
+    kind = type(rows).__name__
+    if isinstance(rows, (Domain, pd.DataFrame, str, os.PathLike)):
+        raise InputError(
+            f"{what} is a {kind}, whose texts are not tokenized yet; give "
+            "tokenize_domain(load_domain(...), tokenizer)."
+        )
+    if isinstance(rows, Mapping):
+        raise InputError(
+            f"{what} is a {kind} of {listing(rows, 5)}; give one data set of rows, such as one of "
+            "its splits or Dataset.from_dict(columns)."
+        )
+    drawable = hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
+    if not drawable or isinstance(rows, IterableDataset):
+        raise InputError(
+            f"{what} is a stream ({kind}), and balanced batches need all labels before the first "
+            "draw; load it in full (datasets: without streaming=True)."
+        )
+    if not len(rows):
+        raise InputError(f"{what} has no rows; give some texts.")
+    if not isinstance(rows[0], Mapping):
+        raise InputError(
+            f"A row of {what} is a {type(rows[0]).__name__}; give dicts with 'input_ids' and "
+            "'labels'."
+        )
+    return rows[0]
+
+
+def _need(row: Mapping[str, Any], names: Iterable[str], what: str) -> None:
+    "Raise `InputError` where a row of `what` lacks one of the columns `names`."
+    for name in names:
+        if name not in row:
+            advice = "use tokenize_domain"
+            if name == "labels" and "label" in row:
+                advice = "rename 'label'"
+            elif name not in ("labels", "input_ids"):
+                advice = "add it, as the loss reads it (its prepare(probs, labels) may make it)"
+            raise InputError(f"{what} has no column {name!r}; {advice}.")
+
+# %% ../../nbs/1_method/12_training.ipynb #12c043
+def _most_tokens(model: Any) -> float:
+    "The longest text that the stock `model` has positions for; infinite for relative positions."
+    tables = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    return min(tables, default=float("inf"))
+
+
+def _ids_of(row: Mapping[str, Any]) -> list[int]:
+    "The tokens of a row as a list."
+    ids = row["input_ids"]
+    return ids.tolist() if hasattr(ids, "tolist") else list(ids)
+
+
+def _check_ids(rows: Any, what: str, model: Any) -> None:
+    "Raise `InputError` for the first row whose `input_ids` the stock `model` cannot read."
+    if not isinstance(rows, (Dataset, list)) or not hasattr(model, "get_input_embeddings"):
+        return  # looked at once more would be made once more
+    known, most = model.get_input_embeddings().num_embeddings, _most_tokens(model)
+    if isinstance(rows, Dataset) and rows.format["type"] != "custom":
+        rows = rows.with_format(None).select_columns("input_ids")
+    for i, row in enumerate(map(_ids_of, rows)):
+        if not 0 < len(row) <= most:
+            raise InputError(
+                f"Row {i} of {what} has {len(row)} tokens, and the model reads 1 to {most}; cut "
+                "the texts, as tokenize_domain does."
+            )
+        if not 0 <= min(row) <= max(row) < known:
+            raise InputError(
+                f"Row {i} of {what} has the token {max(row)}, and the model knows {known}; "
+                "tokenize with the model's own tokenizer."
+            )
+
+# %% ../../nbs/1_method/12_training.ipynb #12c046
+def _label_matrix(rows: Any, what: str, names: list[str]) -> np.ndarray:
+    """Labels [N, L], float32, of all rows: 1, 0 or NaN.
+
+    `names`: [L], the model's labels. Raises `InputError` for the first row that has others."""
+    if isinstance(rows, Dataset) and rows.format["type"] != "custom":
+        values = rows.with_format(None)["labels"][:]
+    else:
+        values = [rows[i]["labels"] for i in range(len(rows))]
+    matrix = np.empty((len(values), len(names)), dtype=np.float32)
+    for i, value in enumerate(values):
+        try:
+            row = _as_numbers(value)
+        except (TypeError, ValueError):
+            row = np.empty(0)
+        if row.shape != (len(names),):
+            raise InputError(
+                f"Row {i} of {what} has the labels {first_line(Exception(value))[:60]}; give one "
+                f"number for each of the model's {len(names)} labels: 1, 0 or NaN (unknown)."
+            )
+        matrix[i] = row
+    wrong = np.argwhere(~(np.isnan(matrix) | (matrix == 0) | (matrix == 1)))
+    if len(wrong):
+        i, j = wrong[0]
+        value = f"{matrix[i, j]:g}"
+        ignore = "; -100, elsewhere the mark for 'ignore', is NaN here" if value == "-100" else ""
+        raise InputError(
+            f"Row {i} of {what} has {value} for the label {names[j]!r}; a label is 1, 0 or NaN "
+            f"(unknown){ignore}."
+        )
+    return matrix
+
+
+def _names_in(rows: Any) -> list[str] | None:
+    "The names of the columns of the labels, where the data set `rows` knows them."
+    names = getattr(rows, "label_names", None)
+    if names is None:
+        try:
+            names = json.loads(rows.info.description)["label_names"]
+        except (AttributeError, TypeError, ValueError, KeyError):
+            return None
+    return [str(name) for name in names]
+
+
+def _check_order(rows: Any, what: str, names: list[str]) -> None:
+    "Raise `InputError` where the data set `rows` knows other labels than the model's `names`."
+    theirs = _names_in(rows)
+    unnamed = names == [f"LABEL_{i}" for i in range(len(names))]
+    if theirs is None or unnamed or theirs == names:
+        return
+    if sorted(theirs) == sorted(names):
+        raise InputError(
+            f"The labels of {what} are in the order {listing(theirs, 5)}, and the model's in the "
+            f"order {listing(names, 5)}; bring them into one, with domain.select_labels(...)."
+        )
+    raise InputError(
+        f"The labels of {what} are {listing(theirs, 5)}, and the model's are {listing(names, 5)}; "
+        "give a model for the labels of the data."
+    )
+
+# %% ../../nbs/1_method/12_training.ipynb #12c051
+def _lengths(rows: Any) -> list[int]:
+    "Tokens of every row."
+    if isinstance(rows, Dataset) and rows.format["type"] != "custom":
+        return [len(ids) for ids in rows.with_format(None)["input_ids"]]
+    return [len(rows[i]["input_ids"]) for i in range(len(rows))]
+
+
+def _only(rows: Any, names: Collection[str]) -> Any:
+    "The columns `names` of a `datasets.Dataset`, so that no others are read; others as they are."
+    if isinstance(rows, Dataset) and rows.format["type"] != "custom":
+        return rows.select_columns([name for name in rows.column_names if name in names])
+    return rows
+
+
 def _balanced_loader(
-    rows: Dataset,
-    tokenizer: Any,
+    rows: Any,
+    labels: np.ndarray,
     args: DallmiArguments,
-    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
 ) -> DataLoader:
-    "Device-placed batches of `BalancedBatchSampler` from tokenized rows, this process's share."
-    columns = _training_columns(rows)
+    "Device-placed batches of `BalancedBatchSampler`, this process's share; `labels`: [N, L]."
     sampler = BalancedBatchSampler(
-        torch.tensor(rows["labels"][:], dtype=torch.float32).numpy(),
+        labels,
         args.train_batch_size,
         args.balanced_rows,
-        args.seed,
+        args.seed if args.data_seed is None else args.data_seed,
         args.process_index,
         args.world_size,
-        [len(ids) for ids in rows["input_ids"]] if args.group_lengths else None,
+        _lengths(rows) if args.group_lengths else None,
     )
     loader = DataLoader(
-        rows.select_columns(columns),
+        rows,
         batch_sampler=sampler,
-        collate_fn=collate or Collator(tokenizer, args.balanced_rows),
+        collate_fn=collate,
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
+        in_order=getattr(args, "dataloader_in_order", True),
     )
     # the sampler has split the rows over the processes; accelerate only moves them to the device
     return prepare_data_loader(
-        loader, args.device, num_processes=1, process_index=0, put_on_device=True
+        loader,
+        args.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        non_blocking=bool(getattr(args.accelerator_config, "non_blocking", False)),
     )
 
-# %% ../../nbs/1_method/12_training.ipynb #12c037
+# %% ../../nbs/1_method/12_training.ipynb #12c055
+class _OwnCollator:
+    "A user's collator, with labels that are float and checked, and marked uniform rows."
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], Any], balanced: int = 0) -> None:
+        self.collate = collate
+        self.balanced = balanced
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        if isinstance(self.collate, DataCollatorWithPadding):
+            rows = [{name: row[name] for name in _columns_of(row)} for row in rows]
+        batch = self.collate(rows)
+        if not isinstance(batch, Mapping):
+            raise InputError(
+                f"The data_collator returns a {type(batch).__name__}; let it return a dict of "
+                "tensors."
+            )
+        batch = dict(batch)
+        if batch.get("labels") is None:
+            return batch
+        labels = torch.as_tensor(batch["labels"]).float()
+        wrong = labels[~(labels.isnan() | (labels == 0) | (labels == 1))]
+        if len(wrong):
+            raise InputError(
+                f"The data_collator gives {wrong[0].item():g} as a label; a label is 1, 0 or NaN "
+                "(unknown)."
+            )
+        batch["labels"] = labels
+        if "uniform" not in batch and len(labels) == len(rows):
+            batch["uniform"] = _uniform_rows(len(rows), self.balanced)
+        return batch
+
+# %% ../../nbs/1_method/12_training.ipynb #12c058
 def check_loss(loss: Any) -> None:
     "Raise `InputError` where `loss` cannot be called with (logits, labels, batch)."
     if isinstance(loss, type):
@@ -212,6 +578,11 @@ def check_loss(loss: Any) -> None:
             f"The forward of the loss {type(loss).__name__} does not take (logits, labels, batch); "
             "give it these three arguments."
         ) from None
+    if any(p.requires_grad for p in loss.parameters()):
+        _say(
+            f"The loss {type(loss).__name__} has weights, and only the model's are trained; if "
+            "these are fixed, switch requires_grad off."
+        )
 
 
 def loss_name(loss: nn.Module) -> str:
@@ -219,7 +590,43 @@ def loss_name(loss: nn.Module) -> str:
     name = getattr(loss, "name", None) or type(loss).__name__.lower().removesuffix("loss")
     return str(name) or "loss"
 
-# %% ../../nbs/1_method/12_training.ipynb #12c043
+# %% ../../nbs/1_method/12_training.ipynb #12c064
+class _FunctionLoss(Loss):
+    "A `compute_loss_func(outputs, labels, num_items_in_batch)` of `Trainer` as a loss."
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        if not callable(function) or isinstance(function, type):
+            raise InputError(
+                f"compute_loss_func={str(function)[:40]!r} is no function; give one that takes "
+                "(outputs, labels, num_items_in_batch)."
+            )
+        try:
+            inspect.signature(function).bind(None, None, num_items_in_batch=None)
+        except TypeError:
+            raise InputError(
+                "compute_loss_func does not take (outputs, labels, num_items_in_batch); give it "
+                "these three arguments."
+            ) from None
+        self.function = function
+
+    @property
+    def name(self) -> str:
+        "The function's name."
+        return getattr(self.function, "__name__", "function").strip("<>_") or "function"
+
+    def forward(self, logits: Tensor, labels: Tensor, batch: Mapping[str, Any]) -> Any:
+        "What the function returns, times the number of labels; `logits`, `labels`: [B, L]."
+        outputs = SequenceClassifierOutput(logits=logits)
+        value = self.function(outputs, labels, num_items_in_batch=labels.numel())
+        return value * labels.shape[1] if isinstance(value, Tensor) else value
+
+# %% ../../nbs/1_method/12_training.ipynb #12c067
+def _title(loss: nn.Module) -> str:
+    "What a loss is called in a message: its class, or the function's name."
+    return loss_name(loss) if isinstance(loss, _FunctionLoss) else type(loss).__name__
+
+
 def _loss_parts(
     loss: nn.Module, logits: Tensor, labels: Tensor, batch: dict[str, Any]
 ) -> dict[str, Tensor]:
@@ -229,13 +636,13 @@ def _loss_parts(
     scalars = [isinstance(part, Tensor) and part.dim() == 0 for part in parts.values()]
     if not parts or not all(scalars):
         raise InputError(
-            f"The loss {type(loss).__name__} must return a scalar tensor, or a dict of named "
-            "scalar tensors; sum over the labels."
+            f"The loss {_title(loss)} must return a scalar tensor, or a dict of named scalar "
+            "tensors; sum over the labels."
         )
     if logits.requires_grad and not any(part.requires_grad for part in parts.values()):
         raise InputError(
-            f"The loss {type(loss).__name__} has no gradient; compute it from the logits, without "
-            "detach, item or NumPy."
+            f"The loss {_title(loss)} has no gradient; compute it from the logits, without detach, "
+            "item or NumPy."
         )
     if "mixup" in parts:
         raise InputError(
@@ -244,7 +651,26 @@ def _loss_parts(
         )
     return parts
 
-# %% ../../nbs/1_method/12_training.ipynb #12c047
+# %% ../../nbs/1_method/12_training.ipynb #12c071
+def _model_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
+    "What of a batch the forward of the stock `model` takes, but for the labels."
+    takes = inspect.signature(type(model).forward).parameters
+    return {name: v for name, v in batch.items() if name in takes and name != "labels"}
+
+
+def _logits(outputs: Any, labels: Tensor | None) -> Tensor:
+    "Logits [B, L] of a model's outputs. Raises `InputError` where `labels` have another shape."
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    if logits is None or (labels is not None and logits.shape != labels.shape):
+        what = "no logits" if logits is None else f"logits of the shape {list(logits.shape)}"
+        shape = "" if labels is None else f", for labels of the shape {list(labels.shape)}"
+        raise InputError(
+            f"The model gives {what}{shape}; use a model for sequence classification with one "
+            "output per label."
+        )
+    return logits
+
+
 def _forward_batch(
     forward: Callable[..., Any],
     model: PreTrainedModel,
@@ -255,10 +681,16 @@ def _forward_batch(
     """Parts of the loss, {name: scalar, summed over labels}, and logits [B, L], from one pass.
 
     With `mixup` the part "mixup" is among them, not yet weighted."""
-    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    text = _model_inputs(model, batch)
     if mixup is None or mixup.weight == 0:
-        logits = forward(**text).logits
+        logits = _logits(forward(**text), batch["labels"])
         return _loss_parts(loss, logits, batch["labels"], batch), logits
+    others = sorted(set(text) - set(_TEXT))
+    if others:
+        raise InputError(
+            f"MixUp can mix input_ids, and not {listing(others)}, which the data_collator gives; "
+            "leave these out, or train without MixUp."
+        )
     pairs = mixup.draw(batch["labels"])
     logits, mixed = mixup.forward(forward, model, text, pairs)
     parts = _loss_parts(loss, logits, batch["labels"], batch)
@@ -271,21 +703,168 @@ def _total(parts: dict[str, Tensor], mixup: MixUp | None) -> Tensor:
     total = sum(values[1:], values[0])
     return total if mixup is None or "mixup" not in parts else total + mixup.weight * parts["mixup"]
 
-# %% ../../nbs/1_method/12_training.ipynb #12c051
+# %% ../../nbs/1_method/12_training.ipynb #12c075
+def _heard(loss: nn.Module, sampler: BalancedBatchSampler, labels: np.ndarray) -> float:
+    "Share of the terms, of labels with a positive, that compare something in 100 batches."
+    seen = torch.from_numpy((labels == 1).any(0))
+    shares = []
+    for rows in islice(copy.copy(sampler), 100):
+        uniform = _uniform_rows(len(rows), sampler.balanced)
+        both = loss.comparable(torch.from_numpy(labels[rows]), uniform)  # type: ignore[operator]
+        shares.append(both[seen].float().mean().item())
+    return float(np.mean(shares))
+
+
+def _check_company(
+    loss: nn.Module, sampler: BalancedBatchSampler, labels: np.ndarray, mixup: MixUp | None
+) -> None:
+    """Warn where the batches are small for `loss` or `mixup`.
+
+    Raises `InputError` where they can never train. `labels`: [N, L]."""
+    size = sampler.batch_size
+    enough = "set per_device_train_batch_size to 16 or more (accumulating gradients does not help)"
+    if np.isnan(labels).all():
+        raise InputError("No label of train_dataset is known; label some texts.")
+    if size == 1 and mixup is not None and mixup.weight:
+        raise InputError(f"MixUp finds no pair of texts in a batch of one; {enough}.")
+    compares = getattr(loss, "comparable", None)
+    sides = compares(torch.from_numpy(labels)) if callable(compares) else None
+    if sides is None:
+        return
+    name = loss_name(loss)
+    if not sides.any():
+        raise InputError(
+            f"No label of train_dataset has both sides that the {name} loss compares, observed "
+            "positives and unlabelled texts (NaN); where all labels are known use "
+            "BCELoss(unknown='ignore')."
+        )
+    share = _heard(loss, sampler, labels)
+    if not share:
+        raise InputError(
+            f"In batches of {size} no label has both sides that the {name} loss compares, so that "
+            f"nothing would be trained; {enough}."
+        )
+    if share < 0.5:
+        _say(
+            f"In batches of {size} only {share:.0%} of the terms of the {name} loss are heard, as "
+            f"the others lack a positive or an unlabelled text; {enough}."
+        )
+
+# %% ../../nbs/1_method/12_training.ipynb #12c079
+def _check_model(model: Any, tokenizer: Any, mixup: MixUp | None, own_collator: bool) -> None:
+    "Raise `InputError` where `model` is no classifier of named labels, or cannot be fed."
+    stock: Any = _stock(model)
+    names = list((getattr(getattr(stock, "config", None), "id2label", None) or {}).values())
+    if not isinstance(model, nn.Module) or not names:
+        raise InputError(
+            f"The model is a {type(model).__name__}; give a transformers model for sequence "
+            "classification, such as load_encoder returns."
+        )
+    if getattr(stock, "base_model", None) is stock:
+        head_of(cast(Any, stock))  # an encoder alone has none, and says so
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"The model has the label {listing(twice)} more than once, and both would share a line "
+            "of the log; rename one in config.id2label."
+        )
+    side = getattr(tokenizer, "padding_side", "right")
+    if mixup is not None:
+        mixup.check(stock, side)
+    if own_collator or tokenizer is None:
+        return
+    if not callable(getattr(tokenizer, "pad", None)):
+        raise InputError(
+            f"processing_class is a {type(tokenizer).__name__}; give the model's tokenizer."
+        )
+    if side != "right" and stock.config.model_type != "xlnet":
+        raise InputError(
+            f"This tokenizer pads on the {side}, and a text's positions would change with its "
+            "batch; set its padding_side to 'right'."
+        )
+
+
+def _check_launch(world_size: int) -> None:
+    "Warn where `accelerate launch` was asked for several processes and started one."
+    several = {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= set(os.environ)
+    if several and world_size == 1 and "WORLD_SIZE" not in os.environ:
+        _say(
+            "accelerate was asked for several processes, and this is the only one: with --cpu it "
+            "starts several under MPI only; use --multi_gpu, which works on the CPU as well."
+        )
+
+
+def _objective(metrics: dict[str, float]) -> float:
+    "Trainer's objective of a search, the metrics' sum or the loss, without the loss's parts."
+    kept = {name: v for name, v in metrics.items() if not name.startswith("eval_loss_")}
+    return default_compute_objective(kept)
+
+# %% ../../nbs/1_method/12_training.ipynb #12c081
+_AS_IN_TRAINER = {"tokenizer": "processing_class", "data": "train_dataset", "objective": "loss"}
+
+
+def _check_call(args: Any, loss: Any, function: Any, mixup: Any, unknown: Collection[str]) -> None:
+    "Raise `InputError` where what `DallmiTrainer` was called with does not fit together."
+    if unknown:
+        known = list(inspect.signature(DallmiTrainer).parameters)[:-1]
+        raise unknown_name("argument of DallmiTrainer", [*unknown][0], known, _AS_IN_TRAINER)
+    if not isinstance(args, DallmiArguments):
+        raise InputError(
+            f"DallmiTrainer needs DallmiArguments, not {type(args).__name__}; they take the same "
+            "settings."
+        )
+    args.check()
+    if os.path.isfile(str(args.output_dir)):
+        raise InputError(f"output_dir='{args.output_dir}' is a file; give a folder.")
+    if loss is not None and function is not None:
+        raise InputError("There are a loss and a compute_loss_func; give one of them.")
+    if mixup is not None and not isinstance(mixup, MixUp):
+        raise InputError(f"mixup={str(mixup)[:40]!r} is no MixUp; give MixUp(...) or None.")
+
+
+def _check_known(loss: nn.Module, labels: Tensor) -> None:
+    "Raise `InputError` where `labels` [N, L] tell the loss nothing."
+    if labels.isnan().all():
+        raise InputError("None of the labels is known.")
+    wrong = labels[~(labels.isnan() | (labels == 0) | (labels == 1))]
+    if len(wrong):
+        raise InputError(f"There is a label {wrong[0].item():g}; a label is 1, 0 or NaN (unknown).")
+    compares = getattr(loss, "comparable", None)
+    sides = compares(labels) if callable(compares) else None
+    if sides is not None and not sides.any() and not (labels == 0).any():
+        raise InputError(f"No label has both sides that the {loss_name(loss)} loss compares.")
+
+
+def _evaluated(rows: Any) -> list[tuple[str, Any]]:
+    "The data sets of an evaluation and what to call them: one, or several by name."
+    if isinstance(rows, dict) and "input_ids" not in rows:
+        return [(f"eval_dataset[{name!r}]", part) for name, part in rows.items()]
+    return [("eval_dataset", rows)]
+
+
+def _is_stream(rows: Any) -> bool:
+    "Whether `rows` can be read in their order only; for an evaluation that is enough."
+    return isinstance(rows, (IterableDataset, datasets.IterableDataset))
+
+
 class DallmiTrainer(CarefulTrainer):
     """`Trainer` that draws balanced batches, mixes texts in the same pass and minimises `loss`.
 
     `train_dataset`: tokenized rows with `input_ids` and `labels` [L] (1, 0, NaN), and the columns
-    that `loss.prepare` gave, if any. `loss`: a `dallmi.losses.Loss` or any module whose forward
-    takes (logits [B, L], labels [B, L], batch) and returns a scalar or a dict of named scalars,
-    summed over labels; default the paper's `VariationLoss`. `batch` holds `uniform` [B], `epoch`,
-    and the other columns. `mixup`: a `MixUp`, or None for none. `data_collator`: default
-    `Collator`; yours marks the rows in `uniform` itself. The loss is divided by L; every part is
-    logged as loss_<name>.
+    that `loss.prepare` gave, if any; any data set with a length whose rows are dicts. `loss`: a
+    `dallmi.losses.Loss` or any module whose forward takes (logits [B, L], labels [B, L], batch) and
+    returns a scalar or a dict of named scalars, summed over labels; default the paper's
+    `VariationLoss`. `batch` holds `uniform` [B], `epoch`, and the other columns. `mixup`: a
+    `MixUp`, or None for none. `data_collator`: default `Collator`; yours gets whole rows. The loss
+    is divided by L; every part is logged as loss_<name>. The other arguments and their order are
+    `Trainer`'s; `compute_loss_func` stands for a loss.
+
+    An evaluation has one loss, eval_loss, computed once over the whole set, and its parts
+    eval_loss_<name>; none, and a warning, where no label is known.
 
     One device per process; for several, use `accelerate launch`. Silent unless
-    `disable_tqdm=False`. Raises `TrainingDiverged`, and `InputError` for a loss without a fitting
-    forward and a model that cannot be mixed."""
+    `disable_tqdm=False`. Raises `TrainingDiverged`, and `InputError` for what cannot be trained or
+    would be passed over, before the first step."""
 
     args: DallmiArguments
     loss_is_scaled_for_ga = False  # a mean over the batch: to be divided by accumulation steps
@@ -294,45 +873,156 @@ class DallmiTrainer(CarefulTrainer):
         self,
         model: PreTrainedModel | None = None,
         args: DallmiArguments | None = None,
-        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable[..., Any] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[..., Any] | None = None,
         *,
         loss: nn.Module | None = None,
         mixup: MixUp | None = None,
-        **kwargs: Any,
+        **unknown: Any,
     ) -> None:
         args = DallmiArguments("tmp_trainer") if args is None else args
-        if not isinstance(args, DallmiArguments):
-            raise InputError(f"DallmiTrainer needs DallmiArguments, not {type(args).__name__}.")
+        _check_call(args, loss, compute_loss_func, mixup, unknown)
+        _check_launch(args.world_size)
         self.loss = VariationLoss() if loss is None else loss
+        if compute_loss_func is not None:
+            self.loss = _FunctionLoss(compute_loss_func)
         check_loss(self.loss)
-        if mixup is not None and model is not None:
-            mixup.check(model, getattr(processing_class, "padding_side", "right"))
         self.mixup = mixup
         self.own_collator = data_collator
-        super().__init__(
-            model,
-            args,
-            data_collator=data_collator or Collator(processing_class),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        self.processing_class = processing_class
+        self.collected: list[dict[str, Any]] | None = None  # while an evaluation runs
+        self.checked: list[Any] = []  # data sets of evaluations
+        self.said: set[str] = set()
+        if (model is None) == (model_init is None):
+            raise InputError("Give a model, or a function model_init that makes one, and not both.")
+        if model is not None:
+            self._check_fit(model)
+        for what, rows in (("train_dataset", train_dataset), *_evaluated(eval_dataset)):
+            if rows is not None and (what == "train_dataset" or not _is_stream(rows)):
+                _first_row(rows, what)
+        given = (model, args, self._collate(), train_dataset, eval_dataset, processing_class)
+        rest = (compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs)
+        try:
+            super().__init__(*given, model_init, None, *rest, preprocess_logits_for_metrics)
+        except InputError:
+            raise
+        except (ValueError, TypeError, OSError, ImportError) as e:
+            raise InputError(f"Trainer cannot be made: {first_line(e)}.") from e
         self.loss.to(args.device)
         if args.disable_tqdm:
             for callback in (PrinterCallback, ProgressCallback):
                 self.remove_callback(callback)
 
+    def _check_fit(self, model: Any) -> None:
+        "Raise `InputError` where `model` is none to train here."
+        _check_model(model, self.processing_class, self.mixup, self.own_collator is not None)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        "A new model from `model_init`. Raises `InputError` where it does not fit."
+        try:
+            model = super().call_model_init(trial)
+        except RuntimeError as e:
+            raise InputError(f"model_init makes no model: {first_line(e)}.") from e
+        self._check_fit(model)
+        return model
+
+    def _collate(self, balanced: int = 0) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        "What makes a batch of rows, the last `balanced` of which were drawn round the labels."
+        if self.own_collator is not None:
+            return _OwnCollator(self.own_collator, balanced)
+        return Collator(cast(Any, self.processing_class), balanced, self._loss_columns())
+
+    def _loss_columns(self) -> tuple[str, ...]:
+        "Names of the columns that the loss says it reads."
+        return tuple(getattr(self.loss, "columns", ()))
+
+    def _check_tokens(self, rows: Any, what: str) -> None:
+        "Raise `InputError` where our collator cannot make batches of `rows`."
+        row = _first_row(rows, what)
+        if self.own_collator is not None:
+            return
+        _need(row, ("input_ids",), what)
+        _check_ids(rows, what, _stock(self.model))
+        if self.processing_class is None:
+            raise InputError(
+                "There is no tokenizer to pad the texts with; give it as processing_class."
+            )
+
+    def _labels(self, rows: Any, what: str) -> np.ndarray:
+        "Labels [N, L] of a data set, checked against the model's."
+        named = cast(PreTrainedModel, self.model).config.id2label or {}
+        names = [str(name) for name in named.values()]
+        _need(_first_row(rows, what), ("labels",), what)
+        _check_order(rows, what, names)
+        return _label_matrix(rows, what, names)
+
+    def _check_evaluated(self, rows: Any, what: str) -> None:
+        "Raise `InputError` for a data set that cannot be evaluated; each is looked at once."
+        if _is_stream(rows) or any(rows is seen for seen in self.checked):
+            return
+        row = _first_row(rows, what)
+        self._check_tokens(rows, what)
+        by_loss = str(self.args.metric_for_best_model).endswith("loss")
+        if "labels" in row and np.isnan(self._labels(rows, what)).all() and by_loss:
+            raise InputError(
+                f"No label of {what} is known, so there is no loss to find the best model by; "
+                "label some texts, or set metric_for_best_model to another metric."
+            )
+        self.checked.append(rows)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        "`CarefulTrainer.train`, after a look at all data sets. Raises `InputError`, too."
+        for what, rows in _evaluated(self.eval_dataset):
+            if rows is not None:
+                self._check_evaluated(rows, what)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def get_train_dataloader(self) -> DataLoader:
-        "This process's share of the balanced batches. Raises `InputError` without training rows."
-        if self.train_dataset is None:
+        """This process's share of the balanced batches.
+
+        Raises `InputError` without training rows, and for rows, labels and settings that cannot be
+        trained on."""
+        rows = self.train_dataset
+        if rows is None:
             raise InputError("There are no texts to train on; give them as train_dataset.")
-        return _balanced_loader(
-            self.train_dataset, self.processing_class, self.args, self.own_collator
-        )
+        self.args.check()
+        self._check_tokens(rows, "train_dataset")
+        labels = self._labels(rows, "train_dataset")
+        if self.own_collator is None:
+            columns = self._loss_columns()
+            _need(rows[0], columns, "train_dataset")
+            rows = _only(rows, _columns_of(rows[0], columns))
+        collate = self._collate(self.args.balanced_rows)
+        loader = _balanced_loader(rows, labels, self.args, collate)
+        _check_company(self.loss, cast(Any, loader.batch_sampler), labels, self.mixup)
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        "`Trainer`'s. Raises `InputError` for rows and labels that cannot be evaluated."
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        what = "eval_dataset"
+        if isinstance(rows, str) and isinstance(self.eval_dataset, dict):
+            what, rows = f"eval_dataset[{rows!r}]", self.eval_dataset.get(rows)
+        if rows is None:
+            raise InputError(f"There are no texts to evaluate; give them as {what}.")
+        self._check_evaluated(rows, what)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        "`Trainer`'s. Raises `InputError` for rows and labels that cannot be predicted."
+        self._check_evaluated(test_dataset, "test_dataset")
+        return super().get_test_dataloader(test_dataset)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         "The arguments' optimizer, with the head at `head_multiplier` times the learning rate."
@@ -357,9 +1047,9 @@ class DallmiTrainer(CarefulTrainer):
         """Parts of the loss, {name: scalar, summed over labels}, and logits [B, L], from one pass.
 
         In training with MixUp the part "mixup" is among them, not yet weighted."""
-        plain = self.accelerator.unwrap_model(model)
+        stock = _stock(self.accelerator.unwrap_model(model))
         mixup = self.mixup if model.training else None
-        return _forward_batch(model, plain, batch, self.loss, mixup)
+        return _forward_batch(model, stock, batch, self.loss, mixup)
 
     def compute_loss(
         self,
@@ -375,3 +1065,95 @@ class DallmiTrainer(CarefulTrainer):
             self.tally.add(parts, logits, batch["labels"], self.state.global_step + 1)
         loss = _total(parts, self.mixup) / logits.shape[1]
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """No loss, logits [B, L] and labels [B, L] of a batch, and no more than None on demand.
+
+        What the loss of the whole set needs is collected."""
+        stock = _stock(self.accelerator.unwrap_model(model))
+        text, labels = _model_inputs(stock, inputs), inputs.get("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = _logits(model(**text), labels).detach()
+        if self.collected is not None and labels is not None:
+            others = {n: v for n, v in inputs.items() if n not in text and n not in _TEXT}
+            self._collect(logits, labels, others)
+        return (None, None, None) if prediction_loss_only else (None, logits, labels)
+
+    def _collect(self, logits: Tensor, labels: Tensor, others: dict[str, Any]) -> None:
+        "Keep a batch of all processes for the loss of the whole set, on the CPU."
+        kept = {
+            name: v.to(torch.uint8) if v.dtype == torch.bool else v
+            for name, v in others.items()
+            if isinstance(v, Tensor)
+            and v.shape[:1] == labels.shape[:1]
+            and (v.dim() == 1 or v.shape == labels.shape or name in self._loss_columns())
+        }
+        kept |= {"logits": logits, "labels": labels}
+        whole = self.accelerator.gather_for_metrics(kept)
+        cast(list, self.collected).append({name: v.cpu() for name, v in whole.items()})
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        "`Trainer`'s, with the loss of the whole set and its parts, as <prefix>_loss_<part>."
+        self.collected = []
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            cast(dict, output.metrics).update(self._whole_loss(f"{metric_key_prefix}_loss"))
+        finally:
+            self.collected = None
+        return output
+
+    def _whole_loss(self, title: str) -> dict[str, float]:
+        "The loss of what was collected, and its parts; empty, with a warning, where there is none."
+        if not self.collected:
+            return {}
+        names = set.intersection(*(set(batch) for batch in self.collected))
+        whole = {name: torch.cat([b[name] for b in self.collected]) for name in names}
+        batch: dict[str, Any] = {name: v.to(self.args.device) for name, v in whole.items()}
+        logits, labels = batch.pop("logits"), batch["labels"]
+        if "uniform" in batch:
+            batch["uniform"] = batch["uniform"].bool()
+        try:
+            _check_known(self.loss, labels)
+            with torch.no_grad():
+                epoch = {"epoch": self.state.epoch or 0.0}
+                parts = _loss_parts(self.loss, logits, labels, batch | epoch)
+        except InputError as e:
+            if title not in self.said:
+                _say(f"There is no {title}: {e}")
+            self.said.add(title)
+            return {}
+        values = {f"{title}_{name}": part.item() for name, part in parts.items()}
+        return {title: (_total(parts, None) / logits.shape[1]).item(), **values}
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[..., dict[str, float]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """`Trainer`'s search; the default objective leaves out the parts of the loss.
+
+        Raises `InputError` without `model_init`."""
+        if self.model_init is None:
+            raise InputError(
+                "A search begins with a new model each time; give a function as model_init."
+            )
+        return super().hyperparameter_search(
+            hp_space, compute_objective or _objective, *args, **kwargs
+        )
