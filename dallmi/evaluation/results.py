@@ -207,7 +207,7 @@ def read_trial(path: Path | str, text: str | None = None) -> dict:
     return trial
 
 # %% ../../nbs/3_judging/26_trials.ipynb #26c018
-def _read_lines(path: Path) -> dict[str, dict]:
+def _read_lines(path: Path) -> dict[Path | str, dict]:
     "The trials in a packed file, {where: trial}. Raises `InputError` for what is none."
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
@@ -215,8 +215,8 @@ def _read_lines(path: Path) -> dict[str, dict]:
         raise InputError(f"'{path}' is no file of results: it is not UTF-8 text.") from None
     except OSError as e:
         raise InputError(f"'{path}' cannot be read: {e.strerror}.") from None
-    named = {f"{path}, line {i}": line for i, line in enumerate(lines, 1) if line.strip()}
-    return {where: read_trial(where, line) for where, line in named.items()}
+    numbered = [(f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
+    return {where: read_trial(where, line) for where, line in numbered}
 
 
 def _read_all(given: Path | str) -> dict[Path | str, dict]:
@@ -224,8 +224,7 @@ def _read_all(given: Path | str) -> dict[Path | str, dict]:
     place = user_path(given, "results")
     hint = "give the folder that dallmi benchmark wrote with --out."
     if place.is_file():
-        found: dict[Path | str, dict] = {**_read_lines(place)}
-        if not found:
+        if not (found := _read_lines(place)):
             raise InputError(f"'{place}' holds no results; {hint}")
         return found
     if not place.is_dir():
