@@ -359,8 +359,10 @@ def _why_no_room(path: Path, needs: int = 0) -> str | None:
     disk = shutil.disk_usage(parent)
     needs = max(needs, _LEAST_ROOM)
     if disk.total and disk.free < needs:
-        room = f"{disk.free / 1e6:,.1f} MB are free and about {needs / 1e6:,.1f} MB are needed"
-        return f"cannot be written: in '{parent}' {room}"
+        free, wanted = (
+            f"{n / 1e6:,.0f} MB" if n > 2e6 else f"{n / 1e3:.0f} kB" for n in (disk.free, needs)
+        )
+        return f"cannot be written: '{parent}' has {free} of room, and about {wanted} are needed"
     return None
 
 # %% ../nbs/2_using/16_files.ipynb #16c049
@@ -538,6 +540,7 @@ def check_output(
         why = f"cannot be written: {e.strerror}; give another place"
     if why:
         shown = str(path) if str(path).isprintable() else ascii(str(path))[1:-1]
+        shown = shown if len(shown) < 400 else f"{shown[:100]}…"
         raise InputError(f"'{shown}' {why}.")
     return path
 
