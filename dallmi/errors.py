@@ -3,6 +3,7 @@
 import math
 import numbers
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,9 +37,31 @@ def unknown_name(
     return InputError(f"There is no {what} {name!r}; {hint} Known: {', '.join(known)}.")
 
 
+_SECRETS = (
+    (r"hf_[A-Za-z0-9]{6,}", "hf_***"),  # a token of the hub
+    (r"(?i)\b(bearer|basic)\s+[\w.+/=~-]{6,}", r"\1 ***"),
+    (r"://[^/\s@]+@", "://***@"),  # https://user:password@…
+    (r"(?i)\b((?:access_|auth_|hf_)?token|password|secret|api_?key)=[^\s&'\",;)]+", r"\1=***"),
+)
+_SECRET_NAMES = re.compile("TOKEN|SECRET|PASSWORD|API_?KEY", re.I)
+
+
+def _hide_secrets(text: str) -> str:
+    """`text` with *** in place of what looks like a token or a password, and of the value of any
+    environment variable that is called so. Whatever a library says goes through it."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_NAMES.search(name):
+            text = text.replace(value, "***")
+    for pattern, shown in _SECRETS:
+        text = re.sub(pattern, shown, text)
+    return text
+
+
 def first_line(error: BaseException) -> str:
-    "First line of an error's message, at most 200 characters, without a full stop; or its kind."
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    """First line of an error's message, at most 200 characters, without a full stop; or its kind.
+
+    Secrets are hidden."""
+    lines = _hide_secrets(str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(". ")
 
 
@@ -62,6 +85,7 @@ def user_path(value: object, what: str) -> Path:
     """`value` as a `Path`, with ~ as the home folder. Raises `InputError` for what is no path.
 
     `what`: the thing whose path it is, for the message."""
-    if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
         raise InputError(f"{value!r} is no path for {what}; give a string or a Path.")
-    return Path(os.path.expanduser(value))
+    return Path(os.path.expanduser(path))

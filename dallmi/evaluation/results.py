@@ -17,8 +17,8 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
-from ..errors import InputError, listing
-from ..files import atomic_path
+from ..errors import InputError, listing, user_path
+from ..files import MARKER, atomic_path, read_json
 
 # %% ../../nbs/3_judging/26_trials.ipynb #26c007
 _LABELS = ["comedy", "crime", "drama", "horror", "music", "romance", "scifi", "war"]
@@ -122,64 +122,114 @@ def synthetic_grid(
 _PER_LABEL = ("AP", "AP@0.5", "F1", "F1@0.5", "F1_best")
 _METRICS = (*(column.replace("AP", "mAP") for column in _PER_LABEL), "F1_micro")
 _COSTS = ("seconds", "memory_mb")
-_FINISHED = ("settings", "data", "metrics", "labels", "chance", "counts", *_COSTS, "versions")
 
 
-def _problem(trial: Any) -> str | None:
-    "Why `trial` is no result of `dallmi benchmark`, or None where it is one."
-    if not isinstance(trial, dict) or not isinstance(trial.get("trial"), dict):
-        return "it has no part 'trial'"
-    needed = ("version",) if "error" in trial else ("version", *_FINISHED)
-    lost = [k for k in _IDENTITY if k not in trial["trial"]]
-    lost += [k for k in needed if k not in trial]
-    if lost:
-        return f"it lacks {listing(lost)}"
+def _share(value: Any) -> bool:
+    "a number from 0 to 1"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= 1
+
+
+def _positive_share(value: Any) -> bool:
+    "a number over 0, to 1"
+    return _share(value) and value > 0
+
+
+def _amount(value: Any) -> bool:
+    "a number of 0 or more"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < 1e300
+
+
+def _name(value: Any) -> bool:
+    "a name"
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
+def _text(value: Any) -> bool:
+    "a text that is not empty"
+    return isinstance(value, str) and bool(value.strip())
+
+
+_TRIAL = {
+    "version": _name,
+    "trial": {
+        "pair": _name,
+        "method": _name,
+        "label_fraction": (_positive_share, None),
+        "masking": ("label", "sample", None),
+        "seed": int,
+    },
+    "trial_seconds?": _amount,
+}
+_FAILED = _TRIAL | {"error": _text}
+_FINISHED = _TRIAL | {
+    "settings": {"model?": (_name, None)},
+    "data": _name,
+    "metrics": dict.fromkeys(_METRICS, (_share, None)) | {"mAP": _share},
+    "labels": {column: {str: (_share, None)} for column in _PER_LABEL},
+    "chance": {str: (_share, None)},
+    "counts": dict.fromkeys(("source", "target", "test", "observed"), _amount),
+    **dict.fromkeys(_COSTS, _amount),
+    "versions": {str: (str, float, bool, None)},
+}
+
+# %% ../../nbs/3_judging/26_trials.ipynb #26c014
+def _contradiction(trial: dict) -> str | None:
+    "What in a trial that fits the schema contradicts itself; None where all is well."
+    t = trial["trial"]
+    if (t["label_fraction"] is None) != (t["masking"] is None):
+        return "trial has one of label_fraction and masking, and needs both or none"
     if "error" in trial:
         return None
-    for name in _METRICS:
-        if name not in trial["metrics"]:
-            return f"the metric {name!r} is missing"
-        value = trial["metrics"][name]
-        number = isinstance(value, (int, float)) and 0 <= value <= 1
-        if not number and (value is not None or name == "mAP"):
-            return f"{name} is {value}, outside 0 … 1"
-    lost = [column for column in _PER_LABEL if column not in trial["labels"]]
-    return f"labels lack {listing(lost)}" if lost else None
+    others = [set(trial["labels"][column]) for column in _PER_LABEL] + [set(trial["chance"])]
+    some = sorted(set.union(*others) - set.intersection(*others))
+    if some:
+        return f"not all of its scores are about the labels {listing(some, 3)}"
+    scored = [name for name, ap in trial["labels"]["AP"].items() if ap is not None]
+    if not scored:
+        return "it scores no label"
+    lost = [name for name in scored if trial["chance"][name] is None]
+    return f"it has no chance for {listing(lost, 3)}, and a score" if lost else None
 
 
-def _parse(text: str, where: Path | str) -> dict:
-    "The trial in a JSON text. Raises `InputError` that names `where` it comes from if it is none."
-    try:
-        trial = json.loads(text)
-    except ValueError:
-        hint = "perhaps cut off; delete it and run that trial again."
-        raise InputError(f"'{where}' is not JSON, {hint}") from None
-    problem = _problem(trial)
-    if problem:
-        hint = "Move it elsewhere, or run that trial again."
-        raise InputError(f"'{where}' is no result of dallmi benchmark: {problem}. {hint}")
+def read_trial(path: Path | str, text: str | None = None) -> dict:
+    """The trial in one JSON file. Raises `InputError` that names the file where it holds no result.
+
+    `text`: its content, where that has been read."""
+    what, hint = "result of dallmi benchmark", "move it elsewhere, or run that trial again"
+    trial = read_json(path, _TRIAL | {"error?": _text}, what, hint, text)
+    if "error" not in trial:
+        trial = read_json(path, _FINISHED, what, hint, json.dumps(trial))
+    wrong = _contradiction(trial)
+    if wrong:
+        raise InputError(f"'{path}' is no {what}: {wrong}; {hint}.")
     return trial
 
-
-def read_trial(path: Path | str) -> dict:
-    "The trial in one JSON file. Raises `InputError` that names the file where it holds no result."
+# %% ../../nbs/3_judging/26_trials.ipynb #26c018
+def _read_lines(path: Path) -> dict[Path | str, dict]:
+    "The trials in a packed file, {where: trial}. Raises `InputError` for what is none."
     try:
-        return _parse(Path(path).read_text(encoding="utf-8"), path)
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise InputError(f"'{path}' is no file of results: it is not UTF-8 text.") from None
     except OSError as e:
         raise InputError(f"'{path}' cannot be read: {e.strerror}.") from None
+    numbered = [(f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
+    return {where: read_trial(where, line) for where, line in numbered}
 
-# %% ../../nbs/3_judging/26_trials.ipynb #26c015
-def _read_all(place: Path | str) -> dict[Path | str, dict]:
+
+def _read_all(given: Path | str) -> dict[Path | str, dict]:
     "The trials in a folder or a packed file, {where: trial}. Raises `InputError` for what is none."
-    place = Path(place)
-    if place.is_file():
-        lines = place.read_text(encoding="utf-8").splitlines()
-        named = {f"{place}, line {i}": line for i, line in enumerate(lines, 1)}
-        return {where: _parse(line, where) for where, line in named.items()}
+    place = user_path(given, "results")
     hint = "give the folder that dallmi benchmark wrote with --out."
+    if place.is_file():
+        if not (found := _read_lines(place)):
+            raise InputError(f"'{place}' holds no results; {hint}")
+        return found
     if not place.is_dir():
         raise InputError(f"There is no folder '{place}'; {hint}")
-    paths = sorted(place.glob("*.json"))
+    paths = [p for p in sorted(place.glob("*.json")) if p.name[0] != "." and p.name != MARKER]
     if not paths:
         raise InputError(f"'{place}' holds no results (*.json); {hint}")
     return {path: read_trial(path) for path in paths}
@@ -232,14 +282,17 @@ def check_together(found: Mapping[Path | str, dict]) -> None:
             hint = "report them apart, or run one again."
             raise InputError(f"'{seen[differ[0]][0]}' and '{where}' differ in {what}; {hint}")
 
-# %% ../../nbs/3_judging/26_trials.ipynb #26c019
+# %% ../../nbs/3_judging/26_trials.ipynb #26c022
 def load_trials(results: Path | str | Iterable[Path | str]) -> list[dict]:
     """The trials in folders of results or packed files, one or several, sorted by what they are.
 
     Raises `InputError` for a folder that is missing or holds no results, a file that is no result,
     two results of one trial, trials that do not belong together (see `check_together`), and where
     no trial has finished."""
-    places = [results] if isinstance(results, (str, Path)) else list(results)
+    single = isinstance(results, (str, Path)) or not isinstance(results, Iterable)
+    places: list[Any] = [results] if single else list(results)  # type: ignore[arg-type]
+    if not places:
+        raise InputError("No results are given; give the folder that dallmi benchmark wrote.")
     found = {where: trial for place in places for where, trial in _read_all(place).items()}
     found = _drop_copies(found)
     check_together(found)
@@ -269,7 +322,7 @@ def pack_trials(trials: Iterable[dict], path: Path | str) -> None:
     with atomic_path(path) as new:
         new.write_text("".join(lines), encoding="utf-8")
 
-# %% ../../nbs/3_judging/26_trials.ipynb #26c022
+# %% ../../nbs/3_judging/26_trials.ipynb #26c025
 OURS = ("paper", "log", "anchored")
 _FIRST = ("source", "tfidf", "unsupervised", "partial")
 _PLACE = ["pair", "masking", "label_fraction"]
@@ -320,7 +373,7 @@ def labels_frame(trials: Iterable[dict], ours: Sequence[str] = OURS) -> pd.DataF
     frame = pd.concat(tables, ignore_index=True)
     return _with_roles(frame[[*_IDENTITY, "label", "chance", *_PER_LABEL]], ours)
 
-# %% ../../nbs/3_judging/26_trials.ipynb #26c027
+# %% ../../nbs/3_judging/26_trials.ipynb #26c030
 def at_each_availability(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with the rows that hold at every availability repeated at each one of their pair.
 
@@ -345,7 +398,7 @@ def over_seeds(
     table = groups[metric].agg(how).unstack("label_fraction")
     return table.set_axis(table.index.astype(str))
 
-# %% ../../nbs/3_judging/26_trials.ipynb #26c032
+# %% ../../nbs/3_judging/26_trials.ipynb #26c035
 def what_was_run(trials: Sequence[dict]) -> pd.DataFrame:
     "Sizes and shared settings of every pair, in words: a row per property, a column per pair."
     columns = {}
