@@ -39,10 +39,11 @@ BUDGET = "--model tiny --max-length 16 --source-epochs 2 --epochs 2 --label-frac
 COMMANDS = {
     "adapt": f"adapt --source source.csv --target pairs/q/target.csv {BUDGET} --out model",
     "predict": "predict ../trained texts.csv --out scores.csv",
-    "benchmark": "benchmark --data-dir pairs --pairs q --methods partial tfidf --seeds 0 --jobs 2 "
+    "benchmark": "benchmark --data-dir pairs --pairs q --methods partial tfidf-st --seeds 0 "
+    + "--jobs 2 "
     + BUDGET.replace("fraction", "fractions"),
 }
-SHORT_BENCHMARK = COMMANDS["benchmark"].replace("partial tfidf", "partial")
+SHORT_BENCHMARK = COMMANDS["benchmark"].replace("partial tfidf-st", "partial")
 TOLD = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 SPOKEN = {signal.SIGINT: (130,), "full disk": (1, 2)}
 
@@ -199,7 +200,8 @@ def numbers(command: str, folder: Path) -> object:
     if command == "predict":
         return (folder / "scores.csv").read_text()
     if command == "adapt":
-        weights = (folder / "model" / "model.safetensors").read_bytes()
+        views = ("model.safetensors", "words.safetensors", "words.json")
+        weights = b"".join((folder / "model" / name).read_bytes() for name in views)
         found = json.loads((folder / "model" / "metrics.json").read_text())
         thresholds = json.loads((folder / "model" / "config.json").read_text())["thresholds"]
         return found["metrics"], thresholds, hashlib.sha256(weights).hexdigest()

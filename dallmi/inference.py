@@ -6,7 +6,9 @@
 __all__ = ['Classifier', 'save_checkpoint', 'predict_file']
 
 # %% ../nbs/2_using/17_inference.ipynb #17c002
+import csv
 import json
+import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,10 +28,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .data.domain import check_texts
-from .data.readers import DomainLike, find_text_column, read_rows
-from .errors import InputError, first_line, user_path
-from .files import atomic_path, check_output, mark_folder
+from .data.domain import check_names, check_rows, check_texts
+from .data.readers import DomainLike, find_text_column, read_rows, spreadsheet_safe
+from .errors import InputError, first_line, listing, user_path
+from .files import atomic_path, check_output, mark_folder, read_json, writing_to
 from .training.callbacks import quiet_transformers
 from .training.encoder import accelerator_or_cpu, bf16_pays, pad_batch
 from .words import WORD_FILES, TwoViews
@@ -82,29 +84,47 @@ def _check_strings(texts: Sequence[str]) -> None:
 
 
 def _check_thresholds(thresholds: np.ndarray, labels: Sequence[str]) -> None:
-    "Raise `InputError` unless `thresholds` [L] has a finite number for each of the `labels` [L]."
+    "Raise `InputError` unless `thresholds` [L] has a number from 0 to 1 for each of `labels` [L]."
     if thresholds.shape != (len(labels),):
         raise InputError(f"thresholds must give one number for each label: {', '.join(labels)}.")
-    bad = [i for i, value in enumerate(thresholds) if not np.isfinite(value)]
+    bad = [i for i, value in enumerate(thresholds) if not 0 <= value <= 1]  # NaN is one of them
     if bad:
         raise InputError(
-            f"The threshold of {labels[bad[0]]!r} is {thresholds[bad[0]]}; it must be a number."
+            f"The threshold of {labels[bad[0]]!r} is {thresholds[bad[0]]}; it must be a number "
+            "from 0 to 1."
         )
 
 # %% ../nbs/2_using/17_inference.ipynb #17c021
+def _why_thresholds(kept: object, labels: Sequence[str]) -> str | None:
+    "Why `kept` are no thresholds of `labels` [L], as the rest of a sentence; None where they are."
+    if not isinstance(kept, Mapping):
+        return f"are {type(kept).__name__} and not one number per label"
+    lost = [name for name in labels if name not in kept]
+    extra = [name for name in kept if name not in labels]
+    if lost:
+        return f"lack the label {listing(lost)}"
+    if extra:
+        return f"name {listing(extra)}, which is no label of the model"
+    for name in labels:
+        value = kept[name]
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not 0 <= float(value) <= 1:
+            return f"say {value!r:.40} for {name!r}, which is no number from 0 to 1"
+    return None
+
+
 def _stored_thresholds(config: PretrainedConfig, labels: Sequence[str]) -> np.ndarray:
-    """The thresholds in `config`, float64 [L], 0.5 for a label without one. Raises `InputError`
-    where they are no numbers."""
-    kept = getattr(config, "thresholds", None) or {}
-    try:
-        found = np.array([kept.get(name, 0.5) for name in labels], dtype=np.float64)
-        _check_thresholds(found, labels)
-    except (AttributeError, TypeError, ValueError):
+    """The thresholds in `config`, float64 [L]; 0.5 for all labels where there are none. Raises
+    `InputError` where they are not a number from 0 to 1 for each label."""
+    if not hasattr(config, "thresholds"):
+        return np.full(len(labels), 0.5)
+    why = _why_thresholds(config.thresholds, labels)
+    if why:
         raise InputError(
-            f"The thresholds in the config.json of '{config.name_or_path}' are no numbers; mend "
-            "them, or save the model again."
-        ) from None
-    return found
+            f"The thresholds in the config.json of '{config.name_or_path}' {why}; mend them, or "
+            "save the model again."
+        )
+    return np.array([config.thresholds[name] for name in labels], dtype=np.float64)
 
 # %% ../nbs/2_using/17_inference.ipynb #17c024
 @dataclass
@@ -124,7 +144,8 @@ class Classifier:
     @property
     def label_names(self) -> list[str]:
         "Names of the labels [L], in the order of the logits."
-        return list((self.model.config.id2label or {}).values())
+        names = self.model.config.id2label or {}
+        return [names[i] for i in sorted(names)]
 
     @property
     def thresholds(self) -> np.ndarray:
@@ -160,13 +181,16 @@ class Classifier:
         return probs if self.words is None else self.words.combine(probs, texts)
 
     def score_tokens(self, input_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        "Probabilities [N, L] (float32) of N tokenized texts, in their order, by the encoder alone."
+        """Probabilities [N, L] (float32) of N tokenized texts, in their order, by the encoder
+        alone. Raises `InputError` where the model gives no numbers."""
         probs = np.empty((len(input_ids), len(self.label_names)), dtype=np.float32)
         with _evaluating(self.model, self.bf16):
             for rows in _length_batches([len(ids) for ids in input_ids]):
                 batch = pad_batch(self.tokenizer, [input_ids[i] for i in rows])
                 logits = self.model(**batch.to(self.model.device)).logits
                 probs[rows] = logits.float().sigmoid().cpu().numpy()
+        if not np.isfinite(probs).all():
+            raise InputError("The model gives no numbers (NaN): its weights are damaged.")
         return probs
 
     def decide(self, probs: np.ndarray) -> list[list[str]]:
@@ -187,7 +211,7 @@ class Classifier:
         one step.
 
         `card`: text of its README.md. Raises `InputError` for a place that must not be written."""
-        folder = check_output(folder, overwrite)
+        folder = check_output(folder, overwrite, kind="checkpoint")
         with atomic_path(folder) as new:
             save_checkpoint(self, new, card)
             mark_folder(new, "checkpoint")
@@ -197,19 +221,22 @@ class Classifier:
     def load(cls, name: Path | str, bf16: bool | None = None, words: bool = True) -> "Classifier":
         """A classifier from a folder that `save` or transformers wrote, or a hub name 'owner/name'.
 
-        `words`: with its word view, where it has one. Raises `InputError` where it
-        is missing, cannot be read, or is no multi-label classifier."""
+        `words`: with its word view, where it has one. Raises `InputError` where it is missing,
+        cannot be read, is damaged, or is no multi-label classifier."""
         model, tokenizer = _load_pair(name)
-        length = tokenizer.model_max_length
-        length = length if length < _UNKNOWN_LENGTH else 128
-        torch.nn.Module.to(model, accelerator_or_cpu())
-        found = cls(model, tokenizer, length, bf16)
+        found = cls(model, tokenizer, _reading_length(tokenizer), bf16)
+        why = _why_damaged(found)
+        if why:
+            raise InputError(f"The model '{name}' {why}; save it again, or load another.")
+        check_names(found.label_names, f"The model '{name}'")
         _stored_thresholds(model.config, found.label_names)
+        torch.nn.Module.to(model, accelerator_or_cpu())
         if words and getattr(model.config, "word_view", False):
             found.words = TwoViews.load(_words_place(name), found.label_names)
+            _check_thresholds(found.words.thresholds, found.label_names)
         return found
 
-# %% ../nbs/2_using/17_inference.ipynb #17c039
+# %% ../nbs/2_using/17_inference.ipynb #17c045
 def save_checkpoint(classifier: Classifier, folder: Path, card: str) -> None:
     "Write a stock checkpoint into the new folder `folder`, with `card` as its README.md."
     tokenizer = classifier.tokenizer
@@ -230,7 +257,7 @@ def save_checkpoint(classifier: Classifier, folder: Path, card: str) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
 
-# %% ../nbs/2_using/17_inference.ipynb #17c047
+# %% ../nbs/2_using/17_inference.ipynb #17c055
 _UNKNOWN_LENGTH = 10**6  # transformers' tokenizers give a huge number where they know no limit
 
 
@@ -274,29 +301,99 @@ def _why_no_classifier(config: PretrainedConfig, tokenizer: PreTrainedTokenizerB
         return "comes without tokenizer files"
     return None
 
-# %% ../nbs/2_using/17_inference.ipynb #17c048
+# %% ../nbs/2_using/17_inference.ipynb #17c056
+def _load_model(place: Path | str) -> PreTrainedModel:
+    "A float32 classifier with the weights stored at `place`, all of them. Raises `InputError`."
+    model, about = AutoModelForSequenceClassification.from_pretrained(
+        place,
+        dtype=torch.float32,
+        use_safetensors=True,  # a pickle can run anything
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    lost = sorted(about["missing_keys"])
+    if lost:
+        raise InputError(f"it lacks {len(lost)} of its weights, {lost[0]} the first")
+    return model.eval()
+
+
 def _load_pair(name: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     "A float32 multi-label model, ready to score, and its tokenizer. Silent. Raises `InputError`."
     place = _model_place(name)
+    if isinstance(place, Path):
+        read_json(place / "config.json", dict, "configuration of a model", "save the model again")
     unfit: str | None = None
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(place)
-            tokenizer = AutoTokenizer.from_pretrained(place)
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
             unfit = _why_no_classifier(config, tokenizer)
             if not unfit:
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    place, dtype=torch.float32
-                )
+                model = _load_model(place)
     except Exception as e:  # the libraries below raise errors of many kinds
         reason = first_line(e).rstrip(":")
         hint = "save it again" if isinstance(place, Path) else "check its name and the connection"
         raise InputError(f"The model '{name}' cannot be loaded ({reason}); {hint}.") from None
     if unfit:
         raise InputError(f"The model '{name}' {unfit}.")
-    return model.eval(), tokenizer
+    return model, tokenizer
 
-# %% ../nbs/2_using/17_inference.ipynb #17c056
+# %% ../nbs/2_using/17_inference.ipynb #17c058
+_TRIED = 1024  # tokens: a model whose positions end does so before, or far beyond
+
+
+def _reading_length(tokenizer: PreTrainedTokenizerBase) -> int:
+    "The tokens of a text that are read where only the tokenizer says how many."
+    length = tokenizer.model_max_length
+    return length if not isinstance(length, int) or length < _UNKNOWN_LENGTH else 128
+
+
+def _why_damaged(classifier: Classifier) -> str | None:
+    "Why a classifier's parts do not fit, as the rest of a sentence; None where they do."
+    model, tokenizer, length = classifier.model, classifier.tokenizer, classifier.max_length
+    if isinstance(length, bool) or not isinstance(length, int) or length < 3:
+        return f"has a tokenizer that reads {length!r} tokens (model_max_length)"
+    if tokenizer.pad_token_id is None:
+        return "has a tokenizer without a padding token"
+    ids = list(model.config.id2label or {})
+    if sorted(ids) != list(range(model.config.num_labels)):
+        return f"does not name its labels 0 to {model.config.num_labels - 1} (id2label)"
+    twice = sorted({n for n in classifier.label_names if classifier.label_names.count(n) > 1})
+    if twice:
+        return f"names the label {listing(twice)} twice (id2label)"
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            return f"has weights that are no numbers, in {name}"
+    last, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
+    if last >= rows:
+        return f"has a tokenizer of {last + 1} tokens and embeddings for {rows}"
+    try:
+        with torch.inference_mode():
+            model(**pad_batch(tokenizer, [[last] * min(length, _TRIED)]))
+    except Exception as e:  # the libraries below raise errors of many kinds
+        return f"cannot read a text of {min(length, _TRIED)} tokens ({first_line(e)})"
+    return None
+
+# %% ../nbs/2_using/17_inference.ipynb #17c076
+def _is_scores(path: Path) -> bool:
+    "Whether a file is one that `predict_file` wrote, by its first line."
+    with open(path, encoding="utf-8", errors="replace") as f:
+        head = next(csv.reader([f.readline(10**6)]), [])
+    return len(head) > 3 and head[0] == "id" and head[-1] == "labels"
+
+
+def _read_texts(file: DomainLike, text_column: str | None) -> tuple[list[str], list[str]]:
+    "Texts and ids [N] of a file (the row numbers where it has no ids). Raises `InputError`."
+    rows, where = read_rows(file)
+    texts = rows[find_text_column(rows, text_column, where)].tolist()
+    if not texts:
+        raise InputError(f"{where} has no rows, so there is nothing to score.")
+    check_texts(texts, where)
+    ids = [str(i) for i in (rows["id"] if "id" in rows.columns else range(len(rows)))]
+    check_rows([*texts, "another"], [*ids, "no id of theirs"], where)  # one row is enough here
+    return texts, ids
+
+
 def predict_file(
     checkpoint: Path | str,
     file: DomainLike,
@@ -304,26 +401,24 @@ def predict_file(
     text_column: str | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Score the texts of `file` (what `load_domain` reads) with a saved classifier; returns a
-    sentence.
+    """Score the texts of `file` (what `load_domain` reads) with a saved classifier, by both views
+    where it has two; returns a sentence.
 
     `out`: a CSV with `id` (the file's, else the row number from 0), a probability per label, and
     `labels`: those over the checkpoint's thresholds, joined by |. Texts are cut where the
     tokenizer says. Raises `InputError`, also if `out` exists."""
     inputs = [os.fspath(p) for p in (checkpoint, file) if isinstance(p, (str, os.PathLike))]
-    out = check_output(out, overwrite, inputs, folder=False)
+    out = check_output(out, overwrite, inputs, folder=False, suffix=".csv", is_ours=_is_scores)
     if not out.absolute().parent.is_dir():
         raise InputError(f"There is no folder '{out.parent}' for '{out.name}'.")
-    rows, where = read_rows(file)
-    texts = rows[find_text_column(rows, text_column, where)].tolist()
-    check_texts(texts, where)
-    classifier = Classifier.load(checkpoint)
-    probs = classifier.score(texts)
-    table = pd.DataFrame(probs.round(4), columns=classifier.label_names)
-    ids = rows["id"] if "id" in rows else range(len(rows))
-    table.insert(0, "id", ids, allow_duplicates=True)
-    said = ["|".join(names) for names in classifier.decide(probs)]
-    table.insert(len(table.columns), "labels", said, allow_duplicates=True)
-    with atomic_path(out) as new:
-        table.to_csv(new, index=False)
+    texts, ids = _read_texts(file, text_column)
+    with writing_to(out):
+        classifier = Classifier.load(checkpoint)
+        probs = classifier.score(texts)
+        table = pd.DataFrame(probs.round(4), columns=classifier.label_names)
+        table.insert(0, "id", ids)
+        said = ["|".join(names) for names in classifier.decide(probs)]
+        table.insert(len(table.columns), "labels", said)
+        with atomic_path(out) as new:
+            spreadsheet_safe(table).to_csv(new, index=False)
     return f"{len(texts)} texts scored on {len(classifier.label_names)} labels: {out}"

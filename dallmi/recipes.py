@@ -21,6 +21,7 @@ from dallmi.losses import (
     ASLLoss,
     BCELoss,
     EMLoss,
+    Loss,
     MixUp,
     NNPULoss,
     SPLCLoss,
@@ -109,6 +110,11 @@ class Recipe:
             raise InputError(f"replay={self.replay!r} is neither True nor False.")
         if self.labels not in ("observed", "none", "all"):
             raise InputError(f"labels={self.labels!r} is unknown: use 'observed', 'none' or 'all'.")
+        if self.rounds > 1 and not self.asks_teacher:
+            raise InputError(
+                f"rounds={self.rounds} makes a teacher, but the loss {self.loss_name} asks none "
+                "and there is no word view; use rounds=1."
+            )
 
     def describe(self) -> dict[str, Any]:
         "The recipe as plain values: all that decides its numbers."
@@ -157,6 +163,16 @@ class Recipe:
         "What the loss is called in logs and tables."
         return loss_name(self.loss)
 
+    @property
+    def prepares(self) -> bool:
+        "Whether the loss has a `prepare` of its own, for which a teacher gives probabilities."
+        return getattr(type(self.loss), "prepare", Loss.prepare) is not Loss.prepare
+
+    @property
+    def asks_teacher(self) -> bool:
+        "Whether the loss or the word view learns from a teacher's probabilities of the target."
+        return self.prepares or self.words is not None
+
     def _own(self) -> dict[str, Any]:
         "The recipe's own fields, {name: value}."
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -173,7 +189,7 @@ def _changed_part(name: str, part: Any, changes: dict[str, Any]) -> Any:
     changed = replace(part or kind(), **changes)
     return changed if changed.weight > 0 else None
 
-# %% ../nbs/2_using/14_recipes.ipynb #14c024
+# %% ../nbs/2_using/14_recipes.ipynb #14c028
 RECIPES: dict[str, Recipe] = {
     "anchored": Recipe(
         AnchoredLoss(),
@@ -209,11 +225,13 @@ RECIPES: dict[str, Recipe] = {
     "supervised": Recipe(BCELoss(unknown="ignore"), labels="all"),
 }
 
-# %% ../nbs/2_using/14_recipes.ipynb #14c032
+# %% ../nbs/2_using/14_recipes.ipynb #14c038
 def _read_value(text: str, default: Any, name: str) -> Any:
     "The `text` of a setting as a value of the type of its `default`. Raises `InputError`."
     kind = type(default)
-    if kind is bool and text.lower() in ("true", "false"):
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"{name}={text} is neither true nor false.")
         return text.lower() == "true"
     if kind not in (int, float, str):
         raise InputError(f"{name} cannot be given as text; change it from Python.")
@@ -232,12 +250,13 @@ def _read_changes(spec: str, name: str, rest: str, known: Mapping[str, Any]) -> 
             raise unknown_name(
                 f"setting of the recipe {name!r} called", key, list(known), also=OTHER_NAMES
             )
-        if not text:
-            raise InputError(f"In '{spec}' the setting {key} has no value; write {key}=VALUE.")
+        if not text or key in changes:
+            wrong = "has two values" if text else "has no value"
+            raise InputError(f"In '{spec}' the setting {key} {wrong}; write {key}=VALUE once.")
         changes[key] = _read_value(text, known[key], key)
     return changes
 
-# %% ../nbs/2_using/14_recipes.ipynb #14c033
+# %% ../nbs/2_using/14_recipes.ipynb #14c039
 def find_recipe(
     spec: str | Recipe,
     recipes: Mapping[str, Recipe] = RECIPES,
@@ -262,9 +281,9 @@ def find_recipe(
     changes = _read_changes(spec, name, rest, recipe.settings())
     return recipe.change(**{**changes, **overrides})
 
-# %% ../nbs/2_using/14_recipes.ipynb #14c044
+# %% ../nbs/2_using/14_recipes.ipynb #14c052
 def recipes_table() -> str:
-    "The recipes as a table in plain text: loss, MixUp, sampling and budget, a line each."
+    "The recipes as a table in plain text: parts, what they learn from, budget; a line each."
     rows = []
     for name, recipe in RECIPES.items():
         loss = ", ".join(f"{key}={value}" for key, value in _parameters(recipe.loss).items())
@@ -276,6 +295,8 @@ def recipes_table() -> str:
                 "MixUp": "" if mixup is None else f"{mixup.weight:g} × {mixup.max_pairs}",
                 "words": "" if words is None else f"{words.weight:g}",
                 "rounds": recipe.rounds,
+                "replay": str(recipe.replay).lower(),
+                "labels": recipe.labels,
                 "balanced_share": f"{recipe.balanced_share:g}",
                 "batch_size": recipe.batch_size,
                 "epochs": recipe.epochs,
@@ -284,5 +305,5 @@ def recipes_table() -> str:
         )
     table = pd.DataFrame(rows).to_string(index=False)
     names = [f"{part}_{f.name}" for part, kind in _PARTS.items() for f in fields(kind)]
-    said = "MixUp is written as weight × max_pairs. Change a setting by its name: "
+    said = "MixUp is written as weight × max_pairs, words as weight. Change a setting by its name: "
     return f"{table}\n\n{said}{', '.join(names)}, those of the loss, and the columns on the right."

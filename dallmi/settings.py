@@ -6,12 +6,13 @@
 __all__ = ['Settings']
 
 # %% ../nbs/2_using/18_settings.ipynb #18c002
+import math
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from .errors import InputError
+from .errors import InputError, check_number
 
 # %% ../nbs/2_using/18_settings.ipynb #18c007
 def _setting(default: Any, group: str, help: str, **more: Any) -> Any:
@@ -29,31 +30,43 @@ _RANGES = {
     "seed": (0, 2**32 - 1),
 }
 
-# %% ../nbs/2_using/18_settings.ipynb #18c014
+# %% ../nbs/2_using/18_settings.ipynb #18c015
 def _plain(value: Any) -> Any:
     """`value` as JSON would give it back: a path as a string, names as a list, a scalar of NumPy
     as a number."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, Iterable) and not isinstance(value, str):
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
         return [str(item) for item in value]
-    return value.item() if hasattr(value, "item") else value
+    return value
 
-# %% ../nbs/2_using/18_settings.ipynb #18c016
-def _kind_error(value: Any, kinds: Collection[Any]) -> str | None:
-    "What is wrong with the kind of `value`, for a field of one of `kinds`; None where it fits."
-    if value is None:
-        return None if type(None) in kinds else "is missing; give a value"
-    is_bool = isinstance(value, bool)
-    if bool in kinds and not is_bool:
-        return "is neither True nor False"
-    if float in kinds and (is_bool or not isinstance(value, (int, float))):
-        return "is no number"
-    if int in kinds and (is_bool or not isinstance(value, int)):
-        return "is no whole number"
-    return None
+# %% ../nbs/2_using/18_settings.ipynb #18c018
+def _check_kind(name: str, value: Any, kinds: Collection[Any]) -> None:
+    "Raise `InputError` where `value` fits none of the `kinds` of a field, or is out of its range."
+    words = [word for kind in kinds for word in get_args(kind) if isinstance(word, str)]
+    if value is None and type(None) not in kinds:
+        raise InputError(f"{name}=None is missing; give a value.")
+    if value is None or (isinstance(value, str) and value in words):
+        return
+    if bool in kinds:
+        if not isinstance(value, bool):
+            raise InputError(f"{name}={value!r} is neither True nor False.")
+    elif int in kinds or float in kinds:
+        try:
+            low, high = _RANGES.get(name, (-math.inf, math.inf))
+            check_number(name, value, low, high, whole=float not in kinds)
+        except InputError as e:
+            also = "".join(f", or {word!r}" for word in words)
+            raise InputError(f"{str(e)[:-1]}{also}.") from None
+    elif value == "" or not isinstance(value, (str, list) if len(kinds) > 2 else str):
+        what = "text or a list of it" if len(kinds) > 2 else "text"
+        raise InputError(f"{name}={value!r:.40} cannot be used; give {what}, or leave it out.")
 
-# %% ../nbs/2_using/18_settings.ipynb #18c019
+# %% ../nbs/2_using/18_settings.ipynb #18c021
 @dataclass(frozen=True)
 class Settings:
     """What decides a run besides its texts and its recipe. Raises `InputError` for a value that
@@ -70,9 +83,25 @@ class Settings:
         "label columns, or one column of label lists (default: all right of the text)",
         metavar="A,B,…",
     )
+    label_names: str | Sequence[str] | None = _setting(
+        None,
+        "data",
+        "all names of a column of lists, vectors or class numbers",
+        metavar="A,B,…",
+    )
     only_labels: str | Sequence[str] | None = _setting(
         None, "data", "use these labels alone", metavar="A,B,…"
     )
+    separator: str | None = _setting(
+        None,
+        "data",
+        "sign between listed names, also tab or space (default: the first of | ; , that occurs)",
+        metavar="SIGN",
+    )
+    unknown: str | Sequence[str] | None = _setting(
+        None, "data", "values that mean nothing is known, such as -1", metavar="A,B,…", as_text=True
+    )
+    drop_rejected: bool = _setting(False, "data", "leave out the rows that an annotator rejected")
     max_rows: int | None = _setting(
         None, "data", "use the first so many rows of every file", metavar="N"
     )
@@ -121,26 +150,20 @@ class Settings:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = _plain(getattr(self, f.name))
+            if f.metadata.get("as_text") and isinstance(value, (int, float)):
+                value = str(value)
             object.__setattr__(self, f.name, value)  # frozen: from here on it is read only
             self._check(f, value)
-        share = self.label_fraction
-        if share is not None and not 0 < share <= 1:
-            raise InputError(
-                f"label_fraction={share} is outside (0, 1]: it is the share of the positive labels "
-                "that stays observed."
-            )
 
     def _check(self, f: Field, value: Any) -> None:
         "Raise `InputError` where one value is of a wrong kind, or outside its choices or bounds."
         choices = f.metadata.get("choices")
         if choices and value not in choices:
             raise InputError(f"{f.name}={value!r} is unknown: use {', '.join(choices)}.")
-        kinds = get_args(f.type) or (f.type,)
-        if isinstance(value, str) and value in [word for kind in kinds for word in get_args(kind)]:
-            return
-        wrong = _kind_error(value, kinds)
-        if wrong:
-            raise InputError(f"{f.name}={value!r} {wrong}.")
-        low, high = _RANGES.get(f.name, (None, None))
-        if low is not None and value is not None and not low <= value <= high:
-            raise InputError(f"{f.name}={value!r} is outside {low} … {high}.")
+        is_number = isinstance(value, (int, float))
+        if f.name == "label_fraction" and is_number and not 0 < value <= 1:
+            raise InputError(
+                f"label_fraction={value} is outside (0, 1]: it is the share of the positive labels "
+                "that stays observed."
+            )
+        _check_kind(f.name, value, get_args(f.type) or (f.type,))

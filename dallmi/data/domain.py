@@ -9,6 +9,7 @@ __all__ = ['BLANK', 'as_unlabelled', 'name_list', 'Domain', 'check_texts', 'chec
 # %% ../../nbs/1_method/01_domains.ipynb #01c003
 import csv
 import hashlib
+import json
 import string
 import unicodedata
 from collections import Counter
@@ -462,8 +463,8 @@ def tokenize_domain(
 ) -> Dataset:
     """A `Dataset` of `input_ids` (token numbers) and `labels` [L] (float32, NaN unknown) per text.
 
-    Texts are cut at `max_length` tokens and not padded. Raises `InputError` for a length that
-    the model does not read."""
+    It knows the names of the labels (JSON in its description). Texts are cut at `max_length`
+    tokens and not padded. Raises `InputError` for a length that the model does not read."""
     most = tokenizer.model_max_length
     check_number("max_length", max_length, -np.inf, whole=True)
     if not 3 <= max_length <= most:
@@ -479,4 +480,6 @@ def tokenize_domain(
         {"input_ids": List(Value("int32")), "labels": List(Value("float32"), length=width)}
     )
     columns = {"input_ids": tokens["input_ids"], "labels": domain.labels.tolist()}
-    return Dataset.from_dict(columns, features=features)
+    rows = Dataset.from_dict(columns, features=features)
+    rows.info.description = json.dumps({"label_names": domain.label_names})
+    return rows

@@ -6,6 +6,7 @@
 __all__ = ['BASELINES', 'Trial', 'Grid', 'run_trial', 'benchmark']
 
 # %% ../../nbs/3_judging/25_benchmark.ipynb #25c003
+import glob
 import inspect
 import json
 import os
@@ -15,11 +16,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -27,18 +27,17 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 import dallmi
 from ..adaptation import fresh_classifier, read_task, source_model
 from ..baselines.adversarial import adapt_adversarially
-from ..data.domain import Domain
-from ..data.readers import load_domain
-from ..errors import InputError, check_number, unknown_name
+from ..data.domain import Domain, check_overlap
+from ..data.readers import load_domains
+from ..errors import InputError, check_number, first_line, unknown_name, user_path
 from .results import check_together, read_trial
-from ..files import write_json
+from ..files import check_output, safe_name, write_json, writing_to
 from ..losses import variation_loss
 from ..metrics import evaluate, expected_f1_thresholds, prevalences
 from dallmi.pipeline import (
@@ -78,18 +77,44 @@ _WORDS = ("tfidf", "tfidf-st")  # need no encoder
 _BUDGET = {"batch_size": 16, "epochs": 3, "learning_rate": 1e-4}  # of a baseline
 
 # %% ../../nbs/3_judging/25_benchmark.ipynb #25c008
+_LISTS: dict[str, type] = {
+    "pairs": str,
+    "methods": str,
+    "maskings": str,
+    "label_fractions": float,
+    "seeds": int,
+    "learning_rates": float,
+}
+
+
+def _check_list(name: str, values: Any) -> list[Any]:
+    "What a list of a grid holds. Raises `InputError` where it is none, or holds another kind."
+    kind, one = _LISTS[name], name[:-1]
+    listed = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping))
+    found = list(values) if listed else []
+    if not listed or not (found or name == "learning_rates"):
+        raise InputError(f"The grid needs a list of {name}, at least one.")
+    for value in found:
+        if kind is not str:
+            check_number(one, value, 0, whole=kind is int)
+        elif not isinstance(value, str):
+            raise InputError(f"The {one} {str(value)[:40]!r} is no text; give a name.")
+    return [kind(value) for value in found]
+
+
 @dataclass
 class Grid:
     """What `dallmi benchmark` runs: every pair × method × label fraction × masking × seed.
 
     `methods`: names of `BASELINES`, recipes, or recipes with changes; `recipes`: your own,
     {name: recipe}. `settings`: those of all trials. `budget`: `epochs` and `batch_size` of all
-    methods that do not change them in their name. With several learning rates each trial chooses
-    its own, by the variation loss on held-out target texts, without a hidden label.
+    methods that do not change them in their name; `learning_rates`: the same for the learning rate.
+    Without these each recipe has its own. With several learning rates each trial chooses one, by
+    the variation loss on held-out target texts, without a hidden label.
 
-    A fifth of the target is the test, and what `target_rows` texts to train on leave over. With
-    `split="validation"` the test is set aside unread, and three tenths of the rest are scored
-    instead: for choices. Raises `InputError` for what cannot be run."""
+    The test is a fifth of the target, or what `target_rows` texts to train on leave over. With
+    `split="validation"` three tenths of the rest are scored in its place, and the test never: for
+    choices. Raises `InputError` for what cannot be run."""
 
     pairs: Sequence[str]
     methods: Sequence[str] = (*BASELINES, *RECIPES)
@@ -105,32 +130,47 @@ class Grid:
     split: Literal["test", "validation"] = "test"
 
     def __post_init__(self) -> None:
-        lists = ("pairs", "methods", "label_fractions", "maskings", "seeds")
-        for name in lists:
-            if isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise InputError(f"The grid needs a list of {name}, at least one.")
-        for name, recipe in self.recipes.items():
-            if not isinstance(recipe, Recipe) or name in BASELINES:
-                raise InputError(f"recipes[{name!r}] must be a Recipe, and no name of a baseline.")
-        own = [method for method in self.methods if "learning_rate=" in method]
-        if own and len(self.learning_rates) > 1:
-            raise InputError(
-                f"{own[0]!r} names its rate, so it cannot choose one of several; drop one of both."
-            )
+        for name in _LISTS:
+            setattr(self, name, _check_list(name, getattr(self, name)))
+        self.data_dir = str(user_path(self.data_dir, "the folder of the pairs"))
+        for pair in self.pairs:
+            parts = Path(pair).parts
+            if not parts or ".." in parts or Path(pair).is_absolute():
+                raise InputError(
+                    f"The pair {pair!r} is no folder in '{self.data_dir}'; give its name alone, "
+                    "and where it lies as data_dir (--data-dir)."
+                )
         if self.split not in ("test", "validation"):
             raise InputError(f"split={self.split!r} is unknown: use 'test' or 'validation'.")
         if self.target_rows is not None:
             check_number("target_rows", self.target_rows, 2, whole=True)
+        self._check_recipes()
         for rate in self.learning_rates or (None,):
             find_recipe("partial", defaults=self.budget_at(rate))
             for trial in self.trials():
                 self.recipe(trial.method, rate)
                 self.trial_settings(trial)
 
+    def _check_recipes(self) -> None:
+        "Raise `InputError` for recipes, a budget and rates that do not go together."
+        if not isinstance(self.settings, Settings):
+            raise InputError(f"settings={self.settings!r} must be `Settings`.")
+        for name, recipe in self.recipes.items():
+            if not isinstance(recipe, Recipe) or name in BASELINES:
+                raise InputError(f"recipes[{name!r}] must be a Recipe, and no name of a baseline.")
+        for name in self.budget:
+            if name not in ("epochs", "batch_size"):
+                raise unknown_name("budget called", name, ["epochs", "batch_size"])
+        own = [method for method in self.methods if "learning_rate=" in method]
+        if own and len(self.learning_rates) > 1:
+            raise InputError(
+                f"{own[0]!r} names its rate, so it cannot choose one of several; drop one of both."
+            )
+
     def budget_at(self, learning_rate: float | None = None) -> dict[str, Any]:
         "The grid's `batch_size`, `epochs` and `learning_rate`, as far as it has its own."
-        rate = learning_rate or (self.learning_rates[0] if self.learning_rates else None)
-        return {**self.budget} | ({} if rate is None else {"learning_rate": rate})
+        rates = [learning_rate] if learning_rate is not None else self.learning_rates
+        return {**self.budget} | ({"learning_rate": rates[0]} if rates else {})
 
     def recipe(self, method: str, learning_rate: float | None = None) -> Recipe | None:
         "The recipe of a method at the grid's budget, or its own; None for a baseline."
@@ -169,53 +209,66 @@ class Grid:
             seed=trial.seed,
         )
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c015
-@lru_cache(8)
-def _domain(path: str, changed: float, *how: Any) -> Domain:
-    "A domain, read once per process. `changed`: when the file was."
-    return load_domain(path, *how[:2], only_labels=how[2], max_rows=how[3])
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c016
+_READING = [  # the settings that say how a file is read
+    f.name
+    for f in fields(Settings)
+    if f.metadata.get("group") == "data" and f.name != "trust_negatives"
+]
 
 
-def _read_domain(path: str, settings: Settings) -> Domain:
-    "A domain as `settings` say."
-    place = Path(path)
-    changed = place.stat().st_mtime if place.is_file() else 0.0
-    names = ("text_column", "label_columns", "only_labels", "max_rows")
-    values = [getattr(settings, name) for name in names]
-    return _domain(path, changed, *(tuple(v) if isinstance(v, list) else v for v in values))
+_READ: dict[tuple, tuple[Domain, Domain]] = {}  # the last pairs that this process has read
+
+
+def _read_pair(files: tuple[str, str], settings: Settings) -> tuple[Domain, Domain]:
+    "Source and target as `settings` say, read once per process."
+    how = {name: getattr(settings, name) for name in _READING}
+    found = [Path(path).stat() for path in files if Path(path).is_file()]
+    changed = [(stat.st_mtime_ns, stat.st_size) for stat in found]
+    key = (*files, json.dumps([how, changed]))
+    if key not in _READ:
+        for oldest in list(_READ)[:-3]:
+            del _READ[oldest]
+        _READ[key] = load_domains(*files, **how)[:2]
+    return _READ[key]
 
 
 def _load(grid: Grid, trial: Trial) -> Task:
     "The texts and labels of a trial."
     settings = grid.trial_settings(trial)
-    source, target = (_read_domain(path, settings) for path in grid.files(trial.pair))
+    source, target = _read_pair(grid.files(trial.pair), settings)
     share = 0.2 if grid.target_rows is None else max(0.2, 1 - grid.target_rows / len(target))
     target, test = target.split(share, trial.seed)
     if grid.split == "validation":
         target, test = target.split(0.3, trial.seed + 50)
-    return read_task(source, target, test, settings)
+    read: dict[str, Any] = {f.name: f.default for f in fields(settings) if f.name in _READING}
+    return read_task(source, target, test, replace(settings, **read))
 
 
-def _check_pair(grid: Grid, pair: str) -> str:
-    "Digest of a pair's texts and labels. Raises `InputError` for a pair that cannot be used."
+def _check_pair(grid: Grid, pair: str, stream: TextIO | None = None) -> str:
+    """Digest of a pair's texts and labels; says where source and target have some in common. Raises
+    `InputError` for a pair that cannot be used."""
     folder = Path(grid.data_dir)
     if pair != "films" and not (folder / pair).is_dir():
         there = sorted(path.parent.name for path in folder.glob("*/source.csv"))
         raise unknown_name(f"pair in '{folder}' called", pair, [*there, "films"])
-    task = _load(grid, Trial(pair, "source", seed=grid.seeds[0]))
-    assert task.test is not None and task.all_labels is not None
-    labels = np.concatenate([task.all_labels, task.test.labels])
-    for part, values in (("source", task.source.labels), ("target", labels)):
-        if np.isnan(values).any():
+    source, target = _read_pair(grid.files(pair), grid.settings)
+    for name, part in (("source", source), ("target", target)):
+        if np.isnan(part.labels).any():
             raise InputError(
-                f"The {part} of the pair {pair!r} has unknown labels; a benchmark needs all of "
+                f"The {name} of the pair {pair!r} has unknown labels; a benchmark needs all of "
                 "them, and hides some itself."
             )
-    target = sorted(zip(task.target.texts + task.test.texts, labels.tolist(), strict=True))
-    source = task.source
-    return digest(source.texts, source.labels.tolist(), source.label_names, target)
+    try:
+        for sentence in check_overlap(source, target):
+            print(f"{pair}: {sentence}", file=stream or sys.stderr, flush=True)
+    except InputError as e:
+        raise InputError(f"In the pair {pair!r}: {e}") from None
+    _load(grid, Trial(pair, "source", seed=grid.seeds[0]))
+    rows = sorted(zip(target.texts, target.labels.tolist(), strict=True))
+    return digest(source.texts, source.labels.tolist(), source.label_names, rows)
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c018
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c024
 _LIBRARIES = ("dallmi", "torch", "builtins")
 
 
@@ -259,9 +312,9 @@ def _trial_file(out: Path, config: Mapping[str, Any]) -> Path:
     t = config["trial"]
     share = [f"{t['label_fraction']:g}", t["masking"]] if t["label_fraction"] else []
     words = [t["pair"], t["method"], *share, f"s{t['seed']}", digest(config)[:10]]
-    return out / ("_".join(re.sub(r"[^\w.=-]+", "-", word) for word in words) + ".json")
+    return out / ("_".join(safe_name(word, "file") for word in words) + ".json")
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c021
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c027
 def _pipeline(grid: Grid, trial: Trial, task: Task) -> Pipeline:
     "The pipeline of a trial, from the source model that all trials of a pair and a seed share."
     settings = grid.trial_settings(trial)
@@ -298,7 +351,7 @@ def _train(grid: Grid, method: str, rate: float | None, pipeline: Pipeline) -> M
     adapt_adversarially(pipeline.classifier, source_ids, target_ids, **budget, seed=pipeline.seed)
     return pipeline.scores(time.monotonic() - began)
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c023
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c029
 def _validation_loss(probs: np.ndarray, observed: np.ndarray) -> float:
     "Log-form variation loss of `probs` on `observed`, both [N, L], summed; lower is better."
     clipped = torch.as_tensor(np.clip(probs, 1e-7, 1 - 1e-7), dtype=torch.float64)
@@ -323,7 +376,7 @@ def _choose_rate(grid: Grid, method: str, pipeline: Pipeline) -> float:
         losses[rate] = _validation_loss(probs, task.target.labels[held])
     return min(losses, key=losses.__getitem__)
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c027
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c033
 def _method_scores(grid: Grid, trial: Trial, task: Task) -> tuple[MethodScores, dict[str, float]]:
     "The scores of a trial's method, and the learning rate that it chose, where there are several."
     if trial.method in _WORDS:
@@ -363,11 +416,12 @@ def _peak_memory() -> int:
 
 
 def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
-    """Train and measure one trial; returns metrics, labels, chance, counts, seconds, memory_mb and
-    versions.
+    """Train and measure one trial; returns metrics, labels, views, chance, counts, seconds,
+    memory_mb and versions.
 
-    Metrics are in [0, 1]. `seconds` are those of the adaptation, a search for the learning rate
-    included, without source stage and scoring; `memory_mb` is the peak of the process so far."""
+    Metrics are in [0, 1]; `views`: the mAP of each view alone, where a method has two. `seconds`
+    are those of the adaptation, a search for the learning rate included, without source stage and
+    scoring; `memory_mb` is the peak during the trial."""
     _forget_peak()
     task = _load(grid, trial)
     assert task.test is not None
@@ -393,7 +447,7 @@ def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
         **chosen,
     }
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c034
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c044
 def _start_worker(log: str, parent: int) -> None:
     "In a worker: write to the end of the file `log`, and end when the parent does."
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -418,9 +472,11 @@ def _keep_interrupt_away() -> None:
 
 def _sentence(error: BaseException) -> str:
     "An exception as one sentence."
-    words = " ".join(str(error).split()) or "no message"
-    known = isinstance(error, (InputError, TrainingDiverged))
-    return words if known else f"{type(error).__name__}: {words}"
+    if isinstance(error, (InputError, TrainingDiverged)):
+        return " ".join(str(error).split())
+    words = first_line(error)
+    kind = type(error).__name__
+    return words if words == kind else f"{kind}: {words}"
 
 
 def _work(grid: Grid, trial: Trial, config: dict[str, Any], path: Path, began: float) -> None:
@@ -431,14 +487,23 @@ def _work(grid: Grid, trial: Trial, config: dict[str, Any], path: Path, began: f
         result = {"error": _sentence(e)}
     write_json(path, config | result | {"trial_seconds": round(time.time() - began, 1)})
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c037
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c047
 def _finished(path: Path) -> dict[str, Any] | None:
     "The trial in the file at `path`; None where it holds no numbers."
     try:
-        trial = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        trial = read_trial(path)
+    except InputError:
         return None
-    return trial if "metrics" in trial else None
+    return None if "error" in trial else trial
+
+
+def _forget_failures(path: Path) -> None:
+    "Take away what failed earlier of the trial whose result belongs at `path`."
+    same = glob.escape(str(path)[: -len("0123456789.json")]) + "[0-9a-f]" * 10 + ".json"
+    for found in map(Path, glob.glob(same)):
+        with suppress(InputError):
+            if "error" in read_trial(found):
+                found.unlink()
 
 
 def _likeness(trial: Trial) -> list[tuple]:
@@ -463,7 +528,7 @@ def _time_left(todo: Sequence[Trial], took: Mapping[Trial, float], jobs: int) ->
         total += sum(alike) / max(len(alike), 1)
     return total / min(jobs, max(len(todo), 1))
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c040
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c050
 class _Run:
     "A grid on its way: what is done, what is left, and a line for every finished trial."
 
@@ -477,64 +542,70 @@ class _Run:
         self.configs = {t: _configuration(grid, t, data[t.pair]) for t in grid.trials()}
         self.paths = {t: _trial_file(out, config) for t, config in self.configs.items()}
         finished = {trial: _finished(path) for trial, path in self.paths.items()}
-        self.took = {t: found["trial_seconds"] for t, found in finished.items() if found}
+        self.took = {
+            t: found.get("trial_seconds", found["seconds"])
+            for t, found in finished.items()
+            if found
+        }
         self.todo = [trial for trial in self.paths if trial not in self.took]
         first = {(t.pair, t.seed): t for t in reversed(self.todo) if t.method not in _WORDS}
-        self.todo.sort(
-            key=lambda t: t is not first.get((t.pair, t.seed))
-        )  # they train the source models
+        trains_source = set(first.values())
+        self.todo.sort(key=lambda t: t not in trains_source)
         self.workers: set[ProcessPoolExecutor] = set()
-        self.mine = threading.local()
+        self.mine = threading.local()  # of each thread: its worker
         self.stopped = False
-        self.ending = threading.Lock()
+        self.lock = threading.Lock()
 
     def worker(self) -> ProcessPoolExecutor:
         "The process of this thread, which keeps what it has imported and read from trial to trial."
-        if not hasattr(self.mine, "worker"):
-            env = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
-            start = (str(self.log), os.getpid())
-            self.mine.worker = ProcessPoolExecutor(
-                1, env=env, timeout=None, initializer=_start_worker, initargs=start
-            )
-            self.workers.add(self.mine.worker)
-        return self.mine.worker
+        with self.lock:
+            if self.stopped:
+                raise RuntimeError("the grid has ended")
+            if getattr(self.mine, "worker", None) is None:
+                env = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+                start = (str(self.log), os.getpid())
+                self.mine.worker = ProcessPoolExecutor(
+                    1, env=env, timeout=None, initializer=_start_worker, initargs=start
+                )
+                self.workers.add(self.mine.worker)
+            return self.mine.worker
 
     def in_worker(self, trial: Trial) -> str | None:
         "Run a trial in this thread's process; returns why that ended without a word, or None."
         try:
-            if not self.stopped:
-                job = (self.grid, trial, self.configs[trial], self.paths[trial], time.time())
-                self.worker().submit(_work, *job).result()
+            job = (self.grid, trial, self.configs[trial], self.paths[trial], time.time())
+            self.worker().submit(_work, *job).result()
             return None
         except TerminatedWorkerError as e:
             why = "killed, perhaps for memory" if "SIGKILL" in str(e) else "see log.txt"
         except Exception as e:
             why = _sentence(e)
-        self.end(self.mine.worker)
-        del self.mine.worker
+        lost, self.mine.worker = getattr(self.mine, "worker", None), None
+        if lost is not None:
+            self.end(lost)
         return why
 
     def end(self, worker: ProcessPoolExecutor) -> None:
         "End a worker at once, whatever it does."
-        with self.ending:
+        with self.lock:
             worker.shutdown(wait=True, kill_workers=True)
             self.workers.discard(worker)
 
     def stop(self) -> None:
         "End all workers, and start none any more; the trials in hand leave nothing."
-        self.stopped = True
+        with self.lock:
+            self.stopped = True
         for worker in list(self.workers):
             self.end(worker)
 
     def run_trial(self, trial: Trial) -> Trial:
         "Run one trial; a worker that dies without a word leaves an error file all the same."
         path = self.paths[trial]
-        for failed in path.parent.glob(f"{path.name[:-15]}*.json"):  # all but the digest
-            if _finished(failed) is None:
-                failed.unlink()
+        _forget_failures(path)
         why = self.in_worker(trial)
         if not path.is_file() and not self.stopped:
-            error = f"The process ended without a result ({why or 'see log.txt'})."
+            why = (why or "see log.txt").rstrip(". ")
+            error = f"The process ended without a result ({why})."
             write_json(path, self.configs[trial] | {"error": error})
         return trial
 
@@ -553,9 +624,11 @@ class _Run:
 
     def run(self) -> list[Trial]:
         "Run what is left; returns the failed trials."
+        number = len(self.paths)
         print(
-            f"{len(self.paths)} trials, {len(self.took)} there already; {self.jobs} at a time, "
-            f"{self.threads} thread(s) each; what they say is in '{self.log}'",
+            f"{number} trial{'s' * (number > 1)}, {len(self.took)} there already; "
+            f"{self.jobs} at a time, {self.threads} thread(s) each; "
+            f"what they say is in '{self.log}'",
             file=self.stream,
             flush=True,
         )
@@ -565,27 +638,27 @@ class _Run:
                     self.progress(done.result())
             except InputError as e:
                 raise InputError(
-                    f"{e} What is finished is kept: mend this and give the same command again."
+                    f"{e} What is finished is kept, and the same command goes on."
                 ) from None
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.stop()
         return [trial for trial in self.paths if trial not in self.took]
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c041
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c051
 def _check_folder(out: Path, planned: Mapping[Path | str, dict[str, Any]]) -> None:
     """Raise `InputError` where the results in `out` do not fit the `planned` ones, {path:
     configuration}."""
     paths = {tuple(config["trial"].values()): path for path, config in planned.items()}
     try:
         found: dict[Path | str, dict[str, Any]] = {}
-        for path in sorted(out.glob("*.json")):
+        for path in sorted(out.glob("[!.]*.json")):
             found[path] = read_trial(path)
         check_together({**found, **planned})
         for where, trial in found.items():
             new = paths.get(tuple(trial["trial"].values()), where)
             if new != where and "metrics" in trial:
-                raise InputError(f"'{where}' is the same trial by another recipe or learning rate.")
+                raise InputError(f"'{where}' is the same trial by another recipe or budget.")
     except InputError as e:
         raise InputError(
             f"The new trials do not fit those in '{out}', so give another --out: {e}"
@@ -601,20 +674,18 @@ def benchmark(
     it goes on. Raises `InputError` before anything is run for a pair, method or setting that
     cannot be used, and for a folder that another benchmark writes to, that holds results of
     another configuration, or that cannot be written."""
-    if jobs < 1:
-        raise InputError(f"jobs={jobs}: give 1 or more.")
-    out = Path(out).expanduser()
-    data = {pair: _check_pair(grid, pair) for pair in grid.pairs}
+    check_number("jobs", jobs, 1, whole=True)
+    out = user_path(out, "the results")
+    if not out.is_dir():
+        files = [path for pair in grid.pairs if pair != "films" for path in grid.files(pair)]
+        check_output(out, inputs=files)
+    data = {pair: _check_pair(grid, pair, stream) for pair in grid.pairs}
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / ".lock", timeout=0):
+        with writing_to(out):
+            out.mkdir(exist_ok=True)
             run = _Run(grid, out, jobs, data, stream)
             _check_folder(out, {run.paths[t]: run.configs[t] for t in run.todo})
             return run.run()
-    except Timeout:
-        raise InputError(
-            f"Another benchmark is writing to '{out}'; wait for it, or give another --out."
-        ) from None
     except OSError as e:
         raise InputError(
             f"'{out}' cannot be written ({e.strerror or e}); what is finished is kept: mend this "

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OURS', 'synthetic_trial', 'synthetic_grid', 'read_trial', 'check_together', 'load_trials', 'pack_trials',
-           'trials_frame', 'labels_frame', 'at_each_availability', 'over_seeds', 'what_was_run']
+           'trials_frame', 'labels_frame', 'rare_labels', 'at_each_availability', 'over_seeds', 'what_was_run']
 
 # %% ../../nbs/3_judging/26_trials.ipynb #26c004
 import json
@@ -24,9 +24,13 @@ from ..files import MARKER, atomic_path, read_json
 _LABELS = ["comedy", "crime", "drama", "horror", "music", "romance", "scifi", "war"]
 _SKILL = {  # in average precision
     "source": 0.0,
+    "source+words": 0.005,
     "tfidf": -0.03,
+    "tfidf-st": -0.02,
     "unsupervised": 0.01,
+    "distilled": 0.008,
     "partial": 0.02,
+    "st": 0.022,
     "nnpu": -0.01,
     "spu": 0.005,
     "asl": 0.015,
@@ -37,8 +41,11 @@ _SKILL = {  # in average precision
     "anchored:mixup_weight=0": 0.05,
     "supervised": 0.12,
 }
+_BUDGET = ("epochs", "batch_size", "learning_rate")
+_OWN_BUDGET = {"paper": (12, 64, 5e-5), "anchored": (6, 16, 1e-4)}  # others: (3, 16, 1e-4)
+_TWO_VIEWS = ("source+words", "anchored")
 _SURVIVES = {"source": 0.35, "paper": 0.65, "supervised": 0.7}  # rounding at 0.5; others: 0.5
-_FREE = ("source", "unsupervised", "supervised")  # do not depend on the availability
+_FREE = ("source", "source+words", "tfidf", "unsupervised", "distilled", "supervised")
 _IDENTITY = ("pair", "method", "label_fraction", "masking", "seed")
 
 
@@ -61,6 +68,13 @@ def _synthetic_scores(pair: str, method: str, fraction: float | None, seed: int)
     return pd.DataFrame(scores | {"F1_best": 0.95 * ap, "chance": chance}, index=_LABELS)
 
 # %% ../../nbs/3_judging/26_trials.ipynb #26c008
+def _synthetic_settings(method: str) -> dict[str, Any]:
+    "The settings of a made-up trial: shared ones, and the budget of its method."
+    settings = {"model": "minilm", "max_length": 128, "max_rows": 4000, "source_epochs": 5}
+    budget = _OWN_BUDGET.get(method.split(":")[0], (3, 16, 1e-4))
+    return settings | {"bf16": None} | dict(zip(_BUDGET, budget, strict=True))
+
+
 def synthetic_trial(
     pair: str = "films", method: str = "source", label_fraction: float | None = None, seed: int = 0
 ) -> dict:
@@ -71,26 +85,26 @@ def synthetic_trial(
     scores = _synthetic_scores(pair, method, label_fraction, seed)
     chance = scores.pop("chance").to_dict()
     if seed == 2:
-        scores.loc["war"] = np.nan
+        scores.loc["war"], chance["war"] = np.nan, 0.0
     metrics = scores.mean().rename(lambda column: column.replace("AP", "mAP")).to_dict()
-    settings = {"model": "minilm", "max_length": 128, "max_rows": 4000, "source_epochs": 5}
-    settings |= {"bf16": None, "epochs": 3, "batch_size": 16, "learning_rate": 1e-4}
-    settings |= {"label_fraction": label_fraction or 1.0, "masking": "label", "seed": seed}
+    place = {"label_fraction": label_fraction or 1.0, "masking": "label", "seed": seed}
+    views = {"encoder": metrics["mAP"] - 0.01, "words": metrics["mAP"] - 0.08}
     machine = {"python": "3.11", "torch": "2.13", "threads": 1, "device": "x86_64"}
     observed = int(2290 * (label_fraction or 1))
     key = pair, method, label_fraction, label_fraction and "label", seed
     return {
         "version": "0.1.0",
         "trial": dict(zip(_IDENTITY, key, strict=True)),
-        "settings": settings,
+        "settings": _synthetic_settings(method) | place,
         "data": f"{crc32(pair.encode()):024x}",
         "metrics": metrics | {"F1_micro": 0.9 * metrics["F1"]},
         "labels": scores.astype(object).where(scores.notna(), None).to_dict(),
+        "views": views if method.split(":")[0] in _TWO_VIEWS else {},
         "chance": chance,
         "counts": {"source": 4728, "target": 1170, "test": 292, "observed": observed},
         "seconds": 60.0 + seed,
         "memory_mb": 1480.0,
-        "versions": {"dallmi": "0.1.0"} | machine,
+        "versions": {"dallmi": "0.1.0", "commit": "0a1b2c3"} | machine,
     }
 
 
@@ -103,8 +117,8 @@ def synthetic_grid(
 ) -> Path:
     """Write a grid of `synthetic_trial`s into the new folder `folder`: 0.json, 1.json, …
 
-    `source`, `unsupervised` and `supervised` get one trial a seed, the others one at each of the
-    `fractions` too. Returns the folder. Raises `FileExistsError` where it exists."""
+    Methods that do not depend on the availability get one trial a seed, the others one at each of
+    the `fractions` too. Returns the folder. Raises `FileExistsError` where it exists."""
     folder = Path(folder)
     folder.mkdir(parents=True)
     grid = [
@@ -122,6 +136,7 @@ def synthetic_grid(
 _PER_LABEL = ("AP", "AP@0.5", "F1", "F1@0.5", "F1_best")
 _METRICS = (*(column.replace("AP", "mAP") for column in _PER_LABEL), "F1_micro")
 _COSTS = ("seconds", "memory_mb")
+_VIEWS = ("encoder", "words")
 
 
 def _share(value: Any) -> bool:
@@ -168,6 +183,7 @@ _FINISHED = _TRIAL | {
     "data": _name,
     "metrics": dict.fromkeys(_METRICS, (_share, None)) | {"mAP": _share},
     "labels": {column: {str: (_share, None)} for column in _PER_LABEL},
+    "views?": {str: (_share, None)},
     "chance": {str: (_share, None)},
     "counts": dict.fromkeys(("source", "target", "test", "observed"), _amount),
     **dict.fromkeys(_COSTS, _amount),
@@ -254,33 +270,47 @@ def _drop_copies(found: Mapping[Path | str, dict]) -> dict[Path | str, dict]:
 
 _PER_METHOD = re.compile(
     "recipe|loss|form|prior_weight|max_pos_weight|mixup(_.*)?|words(_.*)?|rounds|replay|"
-    "balanced_share|labels|epochs|batch_size|learning_rate|seed|label_fraction|masking"
+    "balanced_share|labels|epochs|batch_size"
 )
+_PER_TRIAL = ("learning_rate", "seed", "label_fraction", "masking")
 
 
 def _shared_settings(trial: dict) -> dict:
     "The settings of a trial that all trials of its pair must share."
-    own = re.findall(r"(\w+)=", trial["trial"]["method"])
+    own = [*re.findall(r"(\w+)=", trial["trial"]["method"]), *_PER_TRIAL]
     settings = trial.get("settings", {})
     return {k: v for k, v in settings.items() if not _PER_METHOD.fullmatch(k) and k not in own}
+
+
+def _method_settings(trial: dict) -> dict:
+    "The settings of a trial that those of its pair and method must share: its recipe and budget."
+    settings = trial.get("settings", {})
+    mine = {k: v for k, v in settings.items() if _PER_METHOD.fullmatch(k)}
+    if isinstance(mine.get("recipe"), dict):
+        mine["recipe"] = {k: v for k, v in mine["recipe"].items() if k not in _PER_TRIAL}
+    return mine
 
 
 def check_together(found: Mapping[Path | str, dict]) -> None:
     """Raise `InputError`, naming two places, where trials must not be put into one report.
 
-    `found`: {where: trial}. All must come from one version of dallmi, and those of a pair from the
-    same data and, but for what makes a method that method, the same settings."""
+    `found`: {where: trial}. All must come from one version of dallmi; those of a pair from the
+    same data and, but for what makes a method that method, the same settings; those of a pair and
+    method by the same recipe and budget."""
     seen: dict[tuple, tuple] = {}
     for where, trial in found.items():
         data = {"the data": trial["data"]} if "data" in trial else {}
-        pair = trial["trial"]["pair"]
-        mine = {(pair, k): v for k, v in (data | _shared_settings(trial)).items()}
+        pair, method = trial["trial"]["pair"], trial["trial"]["method"]
+        mine: dict[tuple, Any] = {(pair, k): v for k, v in (data | _shared_settings(trial)).items()}
+        mine |= {(pair, method, k): v for k, v in _method_settings(trial).items()}
         mine["", "the version of dallmi"] = trial["version"]
         differ = [k for k, v in mine.items() if seen.setdefault(k, (where, v))[1] != v]
         if differ:
-            what = ", ".join(name for _, name in differ)
+            what = f"differ in {', '.join(key[-1] for key in differ)}"
+            if len(differ[0]) == 3:
+                what = f"run {method!r} by another recipe or budget and {what}"
             hint = "report them apart, or run one again."
-            raise InputError(f"'{seen[differ[0]][0]}' and '{where}' differ in {what}; {hint}")
+            raise InputError(f"'{seen[differ[0]][0]}' and '{where}' {what}; {hint}")
 
 # %% ../../nbs/3_judging/26_trials.ipynb #26c022
 def load_trials(results: Path | str | Iterable[Path | str]) -> list[dict]:
@@ -323,8 +353,17 @@ def pack_trials(trials: Iterable[dict], path: Path | str) -> None:
         new.write_text("".join(lines), encoding="utf-8")
 
 # %% ../../nbs/3_judging/26_trials.ipynb #26c025
-OURS = ("paper", "log", "anchored")
-_FIRST = ("source", "tfidf", "unsupervised", "partial")
+OURS = ("anchored",)
+_FIRST = (
+    "source",
+    "source+words",
+    "tfidf",
+    "tfidf-st",
+    "unsupervised",
+    "distilled",
+    "partial",
+    "st",
+)
 _PLACE = ["pair", "masking", "label_fraction"]
 
 
@@ -345,7 +384,8 @@ def _with_roles(frame: pd.DataFrame, ours: Sequence[str]) -> pd.DataFrame:
 def trials_frame(trials: Iterable[dict], ours: Sequence[str] = OURS) -> pd.DataFrame:
     """One row per trial: what it is, error ('' if finished), metrics, chance, counts and costs.
 
-    Metrics are in [0, 1]; chance is the mean prevalence of the labels that are scored. `method` is
+    Metrics are in [0, 1]; `encoder`, `words`: mAP of each view alone, NaN for a method of one view;
+    chance is the mean prevalence of the labels that are scored. `method` is
     a categorical: plain baselines, others, ours, `supervised`. `ours`: how the names of the methods
     under test begin; a column of that name says which they are."""
     rows = []
@@ -355,25 +395,38 @@ def trials_frame(trials: Iterable[dict], ours: Sequence[str] = OURS) -> pd.DataF
         if not row["error"]:
             scored = [n for n, ap in trial["labels"]["AP"].items() if ap is not None]
             chance = np.mean([trial["chance"][name] for name in scored])
-            row |= trial["metrics"] | {"chance": chance} | trial["counts"]
+            views = {view: trial.get("views", {}).get(view) for view in _VIEWS}
+            row |= trial["metrics"] | views | {"chance": chance} | trial["counts"]
             row |= {k: trial[k] for k in _COSTS}
         rows.append(row)
-    return _with_roles(pd.DataFrame(rows).astype(dict.fromkeys(_METRICS, float)), ours)
+    numbers = dict.fromkeys((*_METRICS, *_VIEWS), float)
+    return _with_roles(pd.DataFrame(rows).astype(numbers), ours)
 
 
 def labels_frame(trials: Iterable[dict], ours: Sequence[str] = OURS) -> pd.DataFrame:
-    "One row per finished trial and label: chance, AP, F1, … in [0, 1], NaN where not scored."
+    """One row per finished trial and label: chance, AP, F1, … in [0, 1], NaN where not scored.
+
+    `positives`: how many of the test texts have the label."""
     tables = []
     for trial in trials:
         if "error" not in trial:
             scores = {"chance": trial["chance"]} | {c: trial["labels"][c] for c in _PER_LABEL}
             table = pd.DataFrame(scores, index=list(trial["labels"]["AP"]), dtype=float)
+            table["positives"] = (table["chance"] * trial["counts"]["test"]).round()
             row = dict(zip(_IDENTITY, _identity(trial), strict=True))
             tables.append(table.rename_axis("label").reset_index().assign(**row))
     frame = pd.concat(tables, ignore_index=True)
-    return _with_roles(frame[[*_IDENTITY, "label", "chance", *_PER_LABEL]], ours)
+    return _with_roles(frame[[*_IDENTITY, "label", "chance", "positives", *_PER_LABEL]], ours)
 
 # %% ../../nbs/3_judging/26_trials.ipynb #26c030
+def rare_labels(labels: pd.DataFrame, least: int = 10) -> pd.DataFrame:
+    """The labels with fewer than `least` positives among the test texts of any seed.
+
+    `labels`: of `labels_frame`. Columns: pair, label, positives (the fewest over the seeds)."""
+    fewest = labels.groupby(["pair", "label"], as_index=False)["positives"].min()
+    return fewest[fewest["positives"] < least].astype({"positives": int}).reset_index(drop=True)
+
+# %% ../../nbs/3_judging/26_trials.ipynb #26c035
 def at_each_availability(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with the rows that hold at every availability repeated at each one of their pair.
 
@@ -398,7 +451,7 @@ def over_seeds(
     table = groups[metric].agg(how).unstack("label_fraction")
     return table.set_axis(table.index.astype(str))
 
-# %% ../../nbs/3_judging/26_trials.ipynb #26c035
+# %% ../../nbs/3_judging/26_trials.ipynb #26c040
 def what_was_run(trials: Sequence[dict]) -> pd.DataFrame:
     "Sizes and shared settings of every pair, in words: a row per property, a column per pair."
     columns = {}
@@ -419,14 +472,17 @@ def what_was_run(trials: Sequence[dict]) -> pd.DataFrame:
 
 
 def _settings_of_pair(trials: Iterable[dict], pair: object) -> dict[str, str]:
-    "Settings that its trials share, in words; the learning rate where methods do not differ in it."
+    "The settings that all its trials share, and the budgets of its methods, in words."
+    here = [t for t in trials if t["trial"]["pair"] == pair and "settings" in t]
     settings: dict = {"model": None}
-    rates = set()
-    for trial in trials:
-        if trial["trial"]["pair"] == pair and "settings" in trial:
-            settings |= _shared_settings(trial)
-            if "learning_rate=" not in trial["trial"]["method"]:
-                rates |= {str(trial["settings"].get("learning_rate"))}
+    for trial in here:
+        settings |= _shared_settings(trial)
     settings["model"] = settings["model"] or "MiniLM (the default)"
-    settings["learning_rate"] = rates.pop() if len(rates) == 1 else None
+    settings = {k: v for k, v in settings.items() if k not in _BUDGET}
+    for name in _BUDGET:
+        all_of = [(t["trial"]["method"], t["settings"].get(name)) for t in here]
+        given = {(method, value) for method, value in all_of if _amount(value)}
+        by = "method" if len(given) == len({method for method, _ in given}) else "trial"
+        shown = [f"{value:g}" for value in sorted({value for _, value in given})]
+        settings[name] = f"{' or '.join(shown)}, by {by}" if shown[1:] else "".join(shown) or None
     return {k: str(v) for k, v in settings.items() if v is not None}

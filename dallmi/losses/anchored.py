@@ -152,6 +152,7 @@ class AnchoredLoss(Loss):
     weighs, at least 1. Raises `InputError` for other values. `prepare` sets `pos_weight` [L]; it is
     1 until then."""
 
+    columns = ("anchor",)
     pos_weight: torch.Tensor
 
     def __init__(self, prior_weight: float = 0.5, max_pos_weight: float = 20.0) -> None:

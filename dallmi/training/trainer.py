@@ -723,7 +723,7 @@ def _check_company(
     Raises `InputError` where they can never train. `labels`: [N, L]."""
     size = sampler.batch_size
     enough = "set per_device_train_batch_size to 16 or more (accumulating gradients does not help)"
-    if np.isnan(labels).all():
+    if np.isnan(labels).all() and not getattr(loss, "columns", ()):
         raise InputError("No label of train_dataset is known; label some texts.")
     if size == 1 and mixup is not None and mixup.weight:
         raise InputError(f"MixUp finds no pair of texts in a batch of one; {enough}.")
