@@ -9,13 +9,12 @@ __all__ = ['Adaptation', 'read_task', 'fresh_classifier', 'source_model', 'adapt
 import inspect
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -31,9 +30,19 @@ from torch import nn
 import dallmi
 from .card import model_card, plot_results, run_report
 from .data.domain import Domain
-from .data.readers import DomainLike
+from .data.readers import DomainLike, describe_data
 from .errors import InputError, first_line, unknown_name
-from .files import MARKER, atomic_path, check_output, mark_folder, write_json
+from dallmi.files import (
+    MARKER,
+    atomic_path,
+    check_output,
+    mark_folder,
+    read_json,
+    safe_name,
+    work_folder,
+    write_json,
+    writing_to,
+)
 from .inference import Classifier, save_checkpoint
 from .metrics import evaluate, expected_f1_thresholds, prevalences
 from dallmi.pipeline import (
@@ -57,6 +66,19 @@ from .training.callbacks import quiet_transformers
 from .words import TwoViews
 
 # %% ../nbs/2_using/21_adaptation.ipynb #21c021
+def _check_meaning(name: str, value: Any, recipe: Recipe) -> None:
+    "Raise `InputError` for a setting whose value could be meant for the recipe's loss as well."
+    try:
+        recipe.change(**{name: value})
+    except (ValueError, TypeError):  # an InputError is a ValueError
+        return
+    kind = type(recipe.loss).__name__
+    raise InputError(
+        f"{name}={value!r} could mean the setting of that name, or the parameter of {kind}; give "
+        f"the latter in the recipe's text (…:{name}={value}) or with loss={kind}(…)."
+    )
+
+
 def _read_options(
     recipe: str | Recipe, loss: nn.Module | None, options: Mapping[str, Any]
 ) -> tuple[Settings, str, Recipe]:
@@ -70,13 +92,15 @@ def _read_options(
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known, also=OTHER_NAMES)
+        if name in own and name in chosen.settings():
+            _check_meaning(name, options[name], chosen)
     settings = Settings(**{name: value for name, value in options.items() if name in own})
     chosen = chosen.change(**{k: v for k, v in options.items() if k not in own})
     if isinstance(recipe, str) and loss is None:
         return settings, recipe.partition(":")[0], chosen
     return settings, chosen.loss_name, chosen
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c026
+# %% ../nbs/2_using/21_adaptation.ipynb #21c027
 def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Recipe | None]:
     """The methods to compare with, {name: recipe}, at the budget of `recipe`; None: the source
     model."""
@@ -94,7 +118,16 @@ def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Reci
         found[name] = None if name == "source" else find_recipe(name, defaults=budget)
     return found
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c029
+# %% ../nbs/2_using/21_adaptation.ipynb #21c030
+def _check_teacher(teacher: Teacher, method: str, recipes: Iterable[Recipe | None]) -> None:
+    "Raise `InputError` for a teacher whom none of the `recipes` asks."
+    if teacher is not None and not any(recipe and recipe.asks_teacher for recipe in recipes):
+        raise InputError(
+            f"teacher=… is given, but the recipe {method!r} asks none; leave it out, or choose "
+            "another recipe."
+        )
+
+# %% ../nbs/2_using/21_adaptation.ipynb #21c033
 def _as_arrays(scores: MethodScores) -> dict[str, Any]:
     "`scores` as named arrays."
     arrays = {"target": scores.target, "test": scores.test, "seconds": scores.seconds}
@@ -110,15 +143,31 @@ def _from_arrays(arrays: Mapping[str, Any]) -> MethodScores:
     return MethodScores(arrays["target"], arrays["test"], float(arrays["seconds"]), views)
 
 
-def _stage(work: Path, name: str, make: Callable[[], MethodScores]) -> MethodScores:
-    """The scores of a finished stage from `work/name.npz`; else those that `make` returns,
-    stored there."""
-    path = work / f"{name}.npz"
-    finished = path.is_file()
-    barrier()
-    if finished:
+def _stored_scores(path: Path) -> MethodScores | None:
+    "The scores in the file at `path`; None where it is not there, or damaged."
+    try:
         with np.load(path) as stored:
-            return _from_arrays(dict(stored))
+            arrays = dict(stored)
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            return None
+        return _from_arrays(arrays)
+    except Exception:  # NumPy and zipfile raise errors of many kinds
+        return None
+
+
+def _stage(
+    work: Path, name: str, make: Callable[[], MethodScores], whole: bool = True
+) -> MethodScores:
+    """The scores of a finished stage from its file in `work`; else those that `make` returns,
+    stored there.
+
+    A file that is damaged is made again; with `whole=False` any file, as something else of
+    the stage is lost."""
+    path = work / f"{safe_name(name, 'file')}.npz"
+    stored = _stored_scores(path) if whole else None
+    barrier()
+    if stored is not None:
+        return stored
     scores = make()
     if is_main():
         with atomic_path(path) as new:
@@ -126,7 +175,7 @@ def _stage(work: Path, name: str, make: Callable[[], MethodScores]) -> MethodSco
     barrier()
     return scores
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c032
+# %% ../nbs/2_using/21_adaptation.ipynb #21c038
 def _as_json(value: Any) -> Any:
     "`value` as it comes back from a JSON file; what JSON has no word for as text."
     return json.loads(json.dumps(value, default=str))
@@ -145,60 +194,37 @@ def _identity(
     about = {"dallmi": dallmi.__version__, "method": method, "recipe": recipe.describe()}
     return _as_json({**about, **asdict(settings), "data": digest(*parts)})
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c034
-def _unfinished(work: Path) -> dict[str, Any] | None:
-    "The identity of the unfinished run in `work`; None where this package began none there."
-    try:
-        found = json.loads((work / "identity.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "dallmi" in found else None
-
-
-def _open_work(output_dir: Path, identity: dict[str, Any], overwrite: bool) -> Path:
-    """The folder `output_dir.partial`: an unfinished run of the same identity, or a new one.
-
-    Raises `InputError` where something is in the way."""
-    work = Path(f"{output_dir}.partial")
-    if not is_main():
-        return work
-    empty = work.is_dir() and not any(work.iterdir())
-    theirs = _unfinished(work)
-    if work.is_symlink() or (work.exists() and not empty and theirs is None):
-        raise InputError(f"'{work}' is in the way, and dallmi did not write it; move it away.")
-    differ = [key for key in identity if theirs and identity[key] != theirs.get(key)]
-    if differ and not overwrite:
-        raise InputError(
-            f"'{work}' holds an unfinished run that differs in {', '.join(differ)}; finish it "
-            "first, or discard it with overwrite=True (--overwrite)."
-        )
-    if differ:
-        shutil.rmtree(work)
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        write_json(work / "identity.json", identity)
-    except OSError as e:
-        raise InputError(f"'{output_dir}' cannot be written: {e.strerror}.") from None
-    return work
-
 # %% ../nbs/2_using/21_adaptation.ipynb #21c041
+_CHECKPOINT = [
+    *("*.safetensors", "*.json", "*.pt", "*.pth", "*.bin", "*.jinja", "*.model", ".tmp*"),
+    *("vocab.txt", "merges.txt"),
+]
+_WORK = [
+    "*.npz",
+    *(f"*.weights/{name}" for name in ("*.safetensors", "*.json", ".tmp*")),
+    "*/round*/*.npz",
+    *(f"*/round*/.*-????????/{name}" for name in (MARKER, "new/*.npz")),  # killed while writing
+    *(f"*/checkpoint-*/{name}" for name in _CHECKPOINT),
+    *(f"*/round*/half*/checkpoint-*/{name}" for name in _CHECKPOINT),
+]
+
+
 @contextmanager
 def _workspace(
     output_dir: Path | None, identity: dict[str, Any], overwrite: bool
 ) -> Iterator[Path]:
     "A folder for unfinished work: kept beside `output_dir` until the run ends, else temporary."
     if output_dir is None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, writing_to(Path(folder) / "work"):
             yield Path(folder)
         return
-    work = _open_work(output_dir, identity, overwrite)
-    barrier()
-    yield work
-    barrier()
-    if is_main():
-        shutil.rmtree(work)
+    theirs = nullcontext(Path(f"{output_dir}.partial"))
+    with work_folder(output_dir, identity, _WORK, overwrite) if is_main() else theirs as work:
+        barrier()
+        yield work
+        barrier()
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c044
+# %% ../nbs/2_using/21_adaptation.ipynb #21c050
 def _evaluate_methods(
     scores: Mapping[str, MethodScores], test: Domain | None
 ) -> dict[str, dict[str, Any]]:
@@ -248,42 +274,69 @@ def _record(
         "versions": versions(),
     }
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c047
-_FILES = {
-    "settings.json": ("settings", "method", "recipe"),
-    "metrics.json": ("metrics", "views", "chance", "counts", "observed"),
+# %% ../nbs/2_using/21_adaptation.ipynb #21c053
+def _share(value: Any) -> bool:
+    "a number from 0 to 1"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= 1
+
+
+_METRICS = {"mAP": _share, "mAP@0.5": _share, "F1": _share, "labels": {"AP": {str: (_share, None)}}}
+_COUNTS = ("source", "target", "test", "labels", "observed", "cut")
+_FILES: dict[str, dict[str, Any]] = {
+    "settings.json": {
+        "settings": {
+            "model": (str, None),
+            "label_fraction": (_share, None),
+            "masking": str,
+            "seed": int,
+            "max_length": (int, "auto"),
+            "bf16": (bool, None),
+        },
+        "method": str,
+        "recipe": dict,
+    },
+    "metrics.json": {
+        "metrics": {str: _METRICS},
+        "views": {str: _METRICS},
+        "max_length": int,
+        "chance": {str: (_share, None)},
+        "counts": dict.fromkeys(_COUNTS, int),
+        "observed": {str: int},
+    },
 }
 
 
+def _check_labels(record: Mapping[str, Any], labels: Sequence[str], folder: Path) -> None:
+    "Raise `InputError` where a record is about other labels than the classifier's."
+    scored = record["metrics"] | record["views"]
+    tables = {"observed": record["observed"], "chance": record["chance"] or labels}
+    tables |= {name: found["labels"]["AP"] for name, found in scored.items()}
+    for name, table in tables.items():
+        if set(table) != set(labels):
+            raise InputError(
+                f"'{folder / 'metrics.json'}' is no part of this adaptation: {name!r} is about "
+                "other labels than the checkpoint; Classifier.load reads any checkpoint."
+            )
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
-    "The record of the adaptation in `folder`. Raises `InputError` where a part is missing."
+    "The record of the adaptation in `folder`. Raises `InputError` where a part is damaged."
     record: dict[str, Any] = {}
-    for file, keys in _FILES.items():
-        wrong = "cannot be read"
-        try:
-            found = json.loads((folder / file).read_text(encoding="utf-8"))
-            record |= found | {key: found[key] for key in keys}
-            continue
-        except FileNotFoundError:
-            wrong = "is missing"
-        except KeyError as e:
-            wrong = f"lacks {e}"
-        except (OSError, ValueError, TypeError):
-            pass
-        raise InputError(
-            f"'{folder}' is no adaptation: its {file} {wrong}; Classifier.load reads any "
-            "checkpoint."
-        )
+    hint = "Classifier.load reads any checkpoint"
+    for file, schema in _FILES.items():
+        record |= read_json(folder / file, schema, "part of an adaptation", hint)
     return record
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c048
+# %% ../nbs/2_using/21_adaptation.ipynb #21c054
 @dataclass
 class Adaptation:
     """An adapted classifier, and the record of how it came about and what was measured.
 
     `record`: JSON-able; `metrics` {method: {"mAP", "mAP@0.5", "F1", …, "labels"}} on the
     held-out texts (empty where there were none), `chance`, `observed`, `counts`, `settings`,
-    `recipe`, `seconds`, `versions`."""
+    `recipe`, `max_length`, `seconds`, `versions`; `views`: of a method with two, the metrics of
+    'encoder' and 'words' alone."""
 
     classifier: Classifier
     record: dict[str, Any]
@@ -320,7 +373,7 @@ class Adaptation:
         """Save a stock checkpoint with card, metrics, settings and figure in `folder`, in one step.
 
         Raises `InputError` for a place that must not be written."""
-        folder = check_output(folder, overwrite)
+        folder = check_output(folder, overwrite, kind="adaptation")
         with atomic_path(folder) as new:
             self._write(new)
         return folder
@@ -341,15 +394,16 @@ class Adaptation:
         """What `save` wrote to `folder`. Raises `InputError` where it is none, or damaged."""
         classifier = Classifier.load(folder)
         record = _read_record(Path(folder).expanduser())
+        _check_labels(record, classifier.label_names, Path(folder))
         classifier.bf16 = record["settings"].get("bf16")
         return cls(classifier, record)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save` writes to the model repository `repo_id`; returns its address.
 
-        `options`: of `HfApi.create_repo`, such as private=True. Raises `InputError` where the
-        hub refuses, or cannot be reached."""
-        api = HfApi()
+        `options`: of `HfApi.create_repo`, such as private=True; a `token` is for both steps, and
+        no message shows it. Raises `InputError` where the hub refuses, or cannot be reached."""
+        api = HfApi(token=options.pop("token", None))
         with tempfile.TemporaryDirectory() as room:
             folder = self.save(Path(room) / "model")
             (folder / MARKER).unlink()
@@ -363,42 +417,38 @@ class Adaptation:
                 ) from e
         return str(url)
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c056
+# %% ../nbs/2_using/21_adaptation.ipynb #21c062
 def _check_place(
-    output_dir: Path | str | None, overwrite: bool, inputs: Sequence[Any]
+    output_dir: Path | str | None, overwrite: bool, inputs: Sequence[Any], needs: int = 0
 ) -> Path | None:
     "Where to write, or None. Raises `InputError` for a place that must not be written."
     if output_dir is not None:
         paths = [os.fspath(i) for i in inputs if isinstance(i, (str, os.PathLike))]
-        return check_output(output_dir, overwrite, paths)
+        return check_output(output_dir, overwrite, paths, kind="adaptation", needs=needs)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("Several processes need a folder that they share; give output_dir.")
     return None
 
 
+def _needed_bytes(fresh: Classifier, method: Recipe, rivals: Iterable[Recipe | None]) -> int:
+    """About the bytes that a run writes: per training the weights and an optimizer's two numbers
+    for each of them, twice while the newest checkpoint takes the place of the last."""
+    model = sum(p.numel() * p.element_size() for p in fresh.model.parameters())
+    trainings = 1 + sum(rival is not None for rival in rivals) + 2 * (method.rounds - 1)
+    return model * (3 * trainings + 4)
+
+
 def read_task(source: Any, target: Any, test: Any, settings: Settings) -> Task:
     "The texts and labels that `settings` choose."
-    return load_task(
-        source,
-        target,
-        test,
-        text_column=settings.text_column,
-        label_columns=settings.label_columns,
-        only_labels=settings.only_labels,
-        max_rows=settings.max_rows,
-        trust_negatives=settings.trust_negatives,
-        label_fraction=settings.label_fraction,
-        masking=settings.masking,
-        seed=settings.seed,
-    )
+    names = inspect.signature(load_task).parameters
+    chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in names}
+    return load_task(source, target, test, **chosen)
 
 
 def fresh_classifier(
     task: Task, settings: Settings, recipes: Sequence[Recipe | None] = ()
 ) -> Classifier:
-    """The untrained encoder that `settings` name, checked against what the recipes will do to it.
-
-    With `max_length='auto'` it says on stderr how much of a text it reads."""
+    "The untrained encoder that `settings` name, checked against what the recipes will do to it."
     domains = [task.source, task.target]
     fresh = untrained_classifier(
         task.source.label_names,
@@ -408,8 +458,6 @@ def fresh_classifier(
         settings.seed,
         domains,
     )
-    if isinstance(settings.max_length, str) and is_main():
-        print(f"{fresh.max_length} tokens of a text are read", file=sys.stderr, flush=True)
     for recipe in recipes:
         if recipe is not None and recipe.mixup is not None:
             recipe.mixup.check(fresh.model, fresh.tokenizer.padding_side)
@@ -427,7 +475,29 @@ def source_model(task: Task, fresh: Classifier, settings: Settings) -> Classifie
     )
     return source_classifier(task.source, fresh, stage)
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c058
+# %% ../nbs/2_using/21_adaptation.ipynb #21c064
+def _say_data(task: Task, fresh: Classifier) -> None:
+    "On stderr: what was taken for texts and labels, and what two parts have in common."
+    if is_main():
+        said = describe_data(task.source, task.target, task.test, fresh.tokenizer, fresh.max_length)
+        length = f"{fresh.max_length} tokens of a text are read"
+        print(*task.notes, said, length, sep="\n", file=sys.stderr, flush=True)
+
+# %% ../nbs/2_using/21_adaptation.ipynb #21c066
+def _load_weights(classifier: Classifier, folder: Path, recipe: Recipe) -> bool:
+    "Give `classifier` the adapted views stored in `folder`; False where they are not, or damaged."
+    try:
+        weights = load_file(folder / "model.safetensors")
+        words = TwoViews.load(folder, classifier.label_names) if recipe.words else None
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            return False
+        classifier.model.load_state_dict(weights)
+    except Exception:  # the libraries below raise errors of many kinds
+        return False
+    classifier.words = words
+    return True
+
+
 def _run_methods(
     pipeline: Pipeline,
     work: Path,
@@ -441,12 +511,14 @@ def _run_methods(
         if rival is None:
             scores[name] = _stage(work, name, pipeline.source_scores)
         else:
-            train = partial(pipeline.train, name, rival, work / name, save=True)
+            folder = work / safe_name(name, "file")
+            train = partial(pipeline.train, name, rival, folder, save=True)
             scores[name] = _stage(work, name, train)
-    weights, classifier = work / "weights", pipeline.classifier
+    classifier, place = pipeline.classifier, work / safe_name(method, "file")
+    weights = place.with_name(f"{place.name}.weights")
 
     def run() -> MethodScores:
-        found = pipeline.train(method, recipe, work / method, save=True)
+        found = pipeline.train(method, recipe, place, save=True)
         if is_main():
             with quiet_transformers():
                 classifier.model.save_pretrained(weights)
@@ -454,12 +526,12 @@ def _run_methods(
                 classifier.words.save(weights)
         return found
 
-    scores[method] = _stage(work, method, run)
-    classifier.model.load_state_dict(load_file(weights / "model.safetensors"))
-    classifier.words = TwoViews.load(weights) if scores[method].views else None
+    stored = _load_weights(classifier, weights, recipe)
+    scores[method] = _stage(work, method, run, whole=stored)
+    _load_weights(classifier, weights, recipe)
     return scores
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c059
+# %% ../nbs/2_using/21_adaptation.ipynb #21c067
 def _set_thresholds(classifier: Classifier, scores: MethodScores) -> None:
     "Thresholds of the classifier, and of the encoder alone for those who load it without words."
     words = classifier.words
@@ -469,7 +541,7 @@ def _set_thresholds(classifier: Classifier, scores: MethodScores) -> None:
         classifier.words = words
     classifier.set_thresholds(expected_f1_thresholds(scores.target))
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c060
+# %% ../nbs/2_using/21_adaptation.ipynb #21c068
 def adapt(
     source: DomainLike | Domain,
     target: DomainLike | Domain,
@@ -481,6 +553,7 @@ def adapt(
     compare_with: Sequence[str] = ("source", "partial"),
     output_dir: Path | str | None = None,
     overwrite: bool = False,
+    dry_run: bool = False,
     **options: Any,
 ) -> Adaptation:
     """Fine-tune on `source` (cached), adapt to `target`, compare; returns the adapted classifier.
@@ -490,8 +563,9 @@ def adapt(
     place of the recipe's. `teacher`: who says what an unlabelled text is, in place of the source
     model (`ask_teacher`; `prior_weight=0` leaves its class priors as they are). `compare_with`:
     methods to train beside it where there is something to score on, 'source' or recipes.
-    `output_dir`: where to save the result; a run that is
-    interrupted then goes on from `output_dir.partial` when called again. `options`: fields of
+    `output_dir`: where to save the result; a run that is interrupted then goes on from
+    `output_dir.partial` when called again. `dry_run`: check all input, say on stderr what was
+    read, and stop there: nothing is trained or written, and None is returned. `options`: fields of
     `Settings` (`label_fraction`, `model`, `max_length`, `seed`, …) and changes of the recipe
     (`epochs`, `mixup_weight`, …).
 
@@ -500,13 +574,21 @@ def adapt(
     began = time.time()
     settings, method, chosen = _read_options(recipe, loss, options)
     rivals = _rivals(compare_with, method, chosen)
-    place = _check_place(output_dir, overwrite, (source, target, test, settings.model))
+    _check_teacher(teacher, method, [chosen, *rivals.values()])
+    paths = (source, target, test, settings.model, teacher)
+    _check_place(output_dir, overwrite, paths)
     task = read_task(source, target, test, settings)
     fresh = fresh_classifier(task, settings, [chosen, *rivals.values()])
+    place = _check_place(
+        output_dir, overwrite, paths, _needed_bytes(fresh, chosen, rivals.values())
+    )
     probs = None if teacher is None else ask_teacher(teacher, task)
-    identity = _identity(task, settings, method, chosen, probs)
-    with _workspace(place, identity, overwrite) as work:
-        pipeline = Pipeline(task, source_model(task, fresh, settings), settings.seed, probs)
+    _say_data(task, fresh)
+    if dry_run:
+        return None  # type: ignore[return-value]  # who asks for a dry run expects no result
+    with _workspace(place, _identity(task, settings, method, chosen, probs), overwrite) as work:
+        source_stage = source_model(task, fresh, settings)
+        pipeline = Pipeline(task, source_stage, settings.seed, probs)
         scores = _run_methods(pipeline, work, method, chosen, rivals)
         record = _record(pipeline, settings, method, chosen, scores)
         record["seconds"] = round(time.time() - began, 1)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -144,7 +145,7 @@ class Classifier:
     @property
     def label_names(self) -> list[str]:
         "Names of the labels [L], in the order of the logits."
-        names = self.model.config.id2label or {}
+        names: dict[Any, str] = dict(self.model.config.id2label or {})
         return [names[i] for i in sorted(names)]
 
     @property
@@ -355,16 +356,17 @@ def _why_damaged(classifier: Classifier) -> str | None:
         return f"has a tokenizer that reads {length!r} tokens (model_max_length)"
     if tokenizer.pad_token_id is None:
         return "has a tokenizer without a padding token"
-    ids = list(model.config.id2label or {})
-    if sorted(ids) != list(range(model.config.num_labels)):
-        return f"does not name its labels 0 to {model.config.num_labels - 1} (id2label)"
+    ids: list[Any] = list(model.config.id2label or {})
+    if sorted(ids) != list(range(len(ids))):
+        return f"does not name its labels from 0 to {len(ids) - 1} (id2label)"
     twice = sorted({n for n in classifier.label_names if classifier.label_names.count(n) > 1})
     if twice:
         return f"names the label {listing(twice)} twice (id2label)"
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             return f"has weights that are no numbers, in {name}"
-    last, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    last, rows = max(tokenizer.get_vocab().values()), embeddings.weight.shape[0]
     if last >= rows:
         return f"has a tokenizer of {last + 1} tokens and embeddings for {rows}"
     try:

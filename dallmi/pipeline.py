@@ -370,7 +370,7 @@ def source_classifier(
     nn.Module.to(classifier.model, accelerator_or_cpu())
     return classifier
 
-# %% ../nbs/2_using/19_pipeline.ipynb #19c062
+# %% ../nbs/2_using/19_pipeline.ipynb #19c063
 def _as_rows(
     input_ids: Sequence[Any], columns: Mapping[str, np.ndarray], label_names: Sequence[str]
 ) -> Dataset:
@@ -383,7 +383,7 @@ def _as_rows(
     rows.info.description = json.dumps({"label_names": list(label_names)})
     return rows
 
-# %% ../nbs/2_using/19_pipeline.ipynb #19c067
+# %% ../nbs/2_using/19_pipeline.ipynb #19c068
 def _stored(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     "The probabilities of this shape that `_once` stored at `path`; None where there are none."
     try:
@@ -410,7 +410,7 @@ def _once(path: Path | None, shape: tuple[int, ...], make: Callable[[], np.ndarr
     barrier()
     return probs
 
-# %% ../nbs/2_using/19_pipeline.ipynb #19c070
+# %% ../nbs/2_using/19_pipeline.ipynb #19c071
 @dataclass(frozen=True)
 class MethodScores:
     """What a method says: probabilities of the target's texts [N, L] and the test's [M, L].
@@ -618,7 +618,7 @@ class Pipeline:
         replayed = _as_rows(self.source_rows["input_ids"][:], columns, names)
         return concatenate_datasets([rows, replayed])
 
-# %% ../nbs/2_using/19_pipeline.ipynb #19c091
+# %% ../nbs/2_using/19_pipeline.ipynb #19c092
 Teacher: TypeAlias = Any  # see `ask_teacher`
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -729,7 +729,7 @@ def ask_teacher(teacher: Teacher, task: Task) -> np.ndarray:
     places = [f"Teacher {i} of {len(teacher)}" for i in range(1, len(teacher) + 1)]
     return np.mean([_ask(t, task, where) for t, where in zip(teacher, places, strict=True)], axis=0)
 
-# %% ../nbs/2_using/19_pipeline.ipynb #19c107
+# %% ../nbs/2_using/19_pipeline.ipynb #19c108
 def versions() -> dict[str, Any]:
     "What the numbers depend on besides the settings."
     return {

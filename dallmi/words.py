@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from .errors import InputError, check_number, first_line
 from .losses.anchored import prior_shift
 
-# %% ../nbs/1_method/13_words.ipynb #13c003
+# %% ../nbs/1_method/13_words.ipynb #13c009
 _KINDS: dict[str, dict[str, Any]] = {
     "words": {"analyzer": "word", "ngram_range": (1, 2)},
     "characters": {"analyzer": "char_wb", "ngram_range": (2, 4)},
@@ -52,7 +52,7 @@ def _fit_vectorizer(texts: Sequence[str]) -> tuple[str, TfidfVectorizer]:
         "from; give more texts, or switch it off with words_weight=0."
     )
 
-# %% ../nbs/1_method/13_words.ipynb #13c004
+# %% ../nbs/1_method/13_words.ipynb #13c014
 def _fit_rows(
     labels: np.ndarray, anchor: np.ndarray | None, pos_weight: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ def _fit_rows(
     classes = np.concatenate([labels[known], np.ones_like(share), np.zeros_like(share)])
     return rows, classes, np.concatenate([weights, share, 1 - share])
 
-
+# %% ../nbs/1_method/13_words.ipynb #13c017
 def _check_both_classes(labels: np.ndarray) -> None:
     "Raise `InputError` that names the columns of `labels` [N, L] that lack a known class."
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
@@ -84,7 +84,7 @@ def _check_both_classes(labels: np.ndarray) -> None:
         f"lack one: {columns}. Add source texts with both, or leave the labels out."
     )
 
-# %% ../nbs/1_method/13_words.ipynb #13c005
+# %% ../nbs/1_method/13_words.ipynb #13c020
 @dataclass(frozen=True)
 class WordModel:
     """TF-IDF and one logistic regression per label.
@@ -107,7 +107,7 @@ class WordModel:
         "Probabilities [N, L] of N texts."
         return expit(self.logits(texts))
 
-
+# %% ../nbs/1_method/13_words.ipynb #13c021
 def fit_words(
     source_texts: Sequence[str],
     source_labels: np.ndarray,
@@ -155,7 +155,12 @@ def fit_words(
     intercepts = np.concatenate([model.intercept_ for model in fits]).astype(np.float32)
     return WordModel(kind, vectorizer, coefficients, intercepts)
 
-# %% ../nbs/1_method/13_words.ipynb #13c006
+# %% ../nbs/1_method/13_words.ipynb #13c033
+def _log_odds(probs: np.ndarray) -> np.ndarray:
+    "Log odds of probabilities, finite."
+    return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-7, 1 - 1e-7))
+
+# %% ../nbs/1_method/13_words.ipynb #13c038
 @dataclass(frozen=True)
 class Words:
     """The word view as a part of a recipe.
@@ -170,13 +175,8 @@ class Words:
         check_number("words_weight", self.weight, 0, 100)
         check_number("words_C", self.C, 1e-6, 1e6)
 
-# %% ../nbs/1_method/13_words.ipynb #13c007
+# %% ../nbs/1_method/13_words.ipynb #13c041
 WORD_FILES = ("words.json", "words.safetensors")
-
-
-def _log_odds(probs: np.ndarray) -> np.ndarray:
-    "Log odds of probabilities, finite."
-    return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-7, 1 - 1e-7))
 
 
 @dataclass(frozen=True)

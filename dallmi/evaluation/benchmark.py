@@ -156,6 +156,13 @@ class Grid:
         if not isinstance(self.settings, Settings):
             raise InputError(f"settings={self.settings!r} must be `Settings`.")
         for name, recipe in self.recipes.items():
+            if (
+                not isinstance(name, str)
+                or not name.isprintable()
+                or ":" in name
+                or not name.strip()
+            ):
+                raise InputError(f"A recipe is called {name!r}; give a name without ':'.")
             if not isinstance(recipe, Recipe) or name in BASELINES:
                 raise InputError(f"recipes[{name!r}] must be a Recipe, and no name of a baseline.")
         for name in self.budget:
@@ -314,7 +321,7 @@ def _trial_file(out: Path, config: Mapping[str, Any]) -> Path:
     words = [t["pair"], t["method"], *share, f"s{t['seed']}", digest(config)[:10]]
     return out / ("_".join(safe_name(word, "file") for word in words) + ".json")
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c027
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c029
 def _pipeline(grid: Grid, trial: Trial, task: Task) -> Pipeline:
     "The pipeline of a trial, from the source model that all trials of a pair and a seed share."
     settings = grid.trial_settings(trial)
@@ -351,7 +358,7 @@ def _train(grid: Grid, method: str, rate: float | None, pipeline: Pipeline) -> M
     adapt_adversarially(pipeline.classifier, source_ids, target_ids, **budget, seed=pipeline.seed)
     return pipeline.scores(time.monotonic() - began)
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c029
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c031
 def _validation_loss(probs: np.ndarray, observed: np.ndarray) -> float:
     "Log-form variation loss of `probs` on `observed`, both [N, L], summed; lower is better."
     clipped = torch.as_tensor(np.clip(probs, 1e-7, 1 - 1e-7), dtype=torch.float64)
@@ -376,7 +383,7 @@ def _choose_rate(grid: Grid, method: str, pipeline: Pipeline) -> float:
         losses[rate] = _validation_loss(probs, task.target.labels[held])
     return min(losses, key=losses.__getitem__)
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c033
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c035
 def _method_scores(grid: Grid, trial: Trial, task: Task) -> tuple[MethodScores, dict[str, float]]:
     "The scores of a trial's method, and the learning rate that it chose, where there are several."
     if trial.method in _WORDS:
@@ -447,7 +454,7 @@ def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
         **chosen,
     }
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c044
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c046
 def _start_worker(log: str, parent: int) -> None:
     "In a worker: write to the end of the file `log`, and end when the parent does."
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -487,7 +494,7 @@ def _work(grid: Grid, trial: Trial, config: dict[str, Any], path: Path, began: f
         result = {"error": _sentence(e)}
     write_json(path, config | result | {"trial_seconds": round(time.time() - began, 1)})
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c047
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c051
 def _finished(path: Path) -> dict[str, Any] | None:
     "The trial in the file at `path`; None where it holds no numbers."
     try:
@@ -528,7 +535,7 @@ def _time_left(todo: Sequence[Trial], took: Mapping[Trial, float], jobs: int) ->
         total += sum(alike) / max(len(alike), 1)
     return total / min(jobs, max(len(todo), 1))
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c050
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c054
 class _Run:
     "A grid on its way: what is done, what is left, and a line for every finished trial."
 
@@ -645,7 +652,7 @@ class _Run:
                 self.stop()
         return [trial for trial in self.paths if trial not in self.took]
 
-# %% ../../nbs/3_judging/25_benchmark.ipynb #25c051
+# %% ../../nbs/3_judging/25_benchmark.ipynb #25c055
 def _check_folder(out: Path, planned: Mapping[Path | str, dict[str, Any]]) -> None:
     """Raise `InputError` where the results in `out` do not fit the `planned` ones, {path:
     configuration}."""
@@ -653,12 +660,14 @@ def _check_folder(out: Path, planned: Mapping[Path | str, dict[str, Any]]) -> No
     try:
         found: dict[Path | str, dict[str, Any]] = {}
         for path in sorted(out.glob("[!.]*.json")):
-            found[path] = read_trial(path)
+            trial = read_trial(path)
+            if "metrics" in trial or tuple(trial["trial"].values()) not in paths:
+                found[path] = trial  # what failed is tried again
         check_together({**found, **planned})
         for where, trial in found.items():
             new = paths.get(tuple(trial["trial"].values()), where)
             if new != where and "metrics" in trial:
-                raise InputError(f"'{where}' is the same trial by another recipe or budget.")
+                raise InputError(f"'{where}' is the same trial at another learning rate.")
     except InputError as e:
         raise InputError(
             f"The new trials do not fit those in '{out}', so give another --out: {e}"

@@ -7,7 +7,7 @@ __all__ = ['SHOWN', 'score_table', 'bootstrap_interval', 'differences', 'best_ba
            'gap_share', 'plot_availability', 'plot_labels', 'plot_map_vs_rounded', 'write_report']
 
 # %% ../../nbs/3_judging/27_report.ipynb #27c003
-import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -20,17 +20,18 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from ..errors import InputError, unknown_name
+from ..errors import check_number, unknown_name, user_path
 from dallmi.evaluation.results import (
     OURS,
     at_each_availability,
     labels_frame,
     load_trials,
     over_seeds,
+    rare_labels,
     trials_frame,
     what_was_run,
 )
-from ..files import MARKER, atomic_path, check_output, mark_folder
+from ..files import atomic_path, check_output, mark_folder, safe_cell, safe_name, writing_to
 
 # %% ../../nbs/3_judging/27_report.ipynb #27c009
 _PLACE = ["pair", "masking", "label_fraction"]
@@ -48,13 +49,22 @@ def _availability(fraction: float, masking: str = "") -> str:
     return "any" if np.isnan(fraction) else f"{100 * fraction:g} %{by}"
 
 
+def _shown(name: object, code: bool = False) -> str:
+    "A name from outside as Markdown that is read as itself. `code`: as code wherever that can be."
+    text = str(name)
+    safe = safe_name(text, "markdown")
+    plain = re.fullmatch(r"[\w.:=,+/()-][\w .:=,+/()-]*", text) is not None
+    return f"`{text}`" if plain and (code or safe != text) else safe
+
+
 def _markdown(table: pd.DataFrame, corner: str = "method") -> str:
-    "A data frame of strings as a Markdown table, its index first, under the title `corner`."
+    """A data frame as a Markdown table, its index first, under the title `corner`.
+
+    Names of methods become code; all other cells and titles are Markdown already."""
     flat = table.rename_axis(corner).rename_axis(columns=None).reset_index().astype(str)
-    flat = flat.replace(r"\|", r"\\|", regex=True)
     for column in {"method", "best baseline"} & set(flat):
-        flat[column] = flat[column].replace(r"^(?!chance$)(.+)$", r"`\1`", regex=True)
-    titles = [str(title).replace("|", "\\|") for title in flat]
+        flat[column] = [m if m == "chance" else _shown(m, code=True) for m in flat[column]]
+    titles = list(map(str, flat))
     return flat.to_markdown(headers=titles, index=False, tablefmt="github", disable_numparse=True)
 
 
@@ -92,7 +102,7 @@ def _over_pairs(frame: pd.DataFrame, masking: str = "label", metric: str = "mAP"
     table: Any = groups.mean().where(groups.count() == frame["pair"].nunique()).unstack(keys[1])
     return table.set_axis(table.index.astype(str))
 
-# %% ../../nbs/3_judging/27_report.ipynb #27c017
+# %% ../../nbs/3_judging/27_report.ipynb #27c019
 def _drawn_means(matrix: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     "Means [draws] of `matrix` [S, L] with seeds and labels drawn; NaN where no score was drawn."
     known = ~np.isnan(matrix)
@@ -130,7 +140,7 @@ def bootstrap_interval(
         return np.nan, np.nan
     return _middle(_drawn_means(difference, draws, np.random.default_rng(seed)), level)
 
-# %% ../../nbs/3_judging/27_report.ipynb #27c022
+# %% ../../nbs/3_judging/27_report.ipynb #27c024
 def _places(frame: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame, list[str], list[str]]]:
     "Each availability of each pair: what it is, the rows there, our methods, the baselines."
     groups: Any = at_each_availability(frame).groupby(_PLACE, dropna=False)
@@ -163,7 +173,8 @@ def _matrices(
     _check_opponent(labels, baseline)
     for place, here, mine, baselines in _places(labels):
         if isinstance(baseline, Mapping):
-            baselines = [baseline.get(place["label_fraction"], "")]
+            fraction = place["label_fraction"]
+            baselines = [baseline.get(np.nan if np.isnan(fraction) else fraction, "")]
         elif baseline:
             baselines = [baseline]
         column = metric.replace("mAP", "AP")
@@ -171,12 +182,12 @@ def _matrices(
         means = scores.groupby("seed").mean().reindex(columns=[*mine, *baselines])
         means = means.loc[:, ~means.columns.duplicated()]  # over labels: seeds × methods
         for method in mine:
-            rivals = means.loc[means[method].notna(), baselines].mean().dropna()
-            if rivals.empty or rivals.idxmax() == method:
+            above = means[baselines].rsub(means[method], axis=0).mean().dropna()  # shared seeds
+            if above.empty or above.idxmin() == method:
                 continue
-            matrix = (scores[method] - scores[rivals.idxmax()]).unstack("label")
+            matrix = (scores[method] - scores[above.idxmin()]).unstack("label")
             matrix = matrix.dropna(how="all").dropna(axis=1, how="all")
-            yield place | {"method": method, "baseline": rivals.idxmax()}, matrix
+            yield place | {"method": method, "baseline": above.idxmin()}, matrix
 
 
 def differences(
@@ -185,9 +196,10 @@ def differences(
     """Each method of ours minus the best baseline of its pair and availability, in [−1, 1].
 
     `labels`: of `labels_frame`. `metric`: one that is scored label by label. Only seeds that both
-    have count. `low`, `high`: `bootstrap_interval`; `seed_low`, `seed_high`: the extreme seeds;
-    `better`: labels with a positive mean difference. The best baseline is chosen by the same metric
-    on the same data, which makes it look a little better, and ours a little worse, than it is.
+    have count; the best baseline is the one over which the gain in them is smallest. `low`, `high`:
+    `bootstrap_interval`; `seed_low`, `seed_high`: the extreme seeds; `better`: labels with a
+    positive mean difference. The best baseline is chosen by the same metric on the same data, which
+    makes it look a little better, and ours a little worse, than it is.
     `baseline`: the name of an opponent in place of the best, or {label fraction: name}. Raises
     `InputError` for a name that nobody ran."""
     rows = []
@@ -200,30 +212,7 @@ def differences(
         rows.append(row | size | {"better": int((matrix.mean() > 0).sum())})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/3_judging/27_report.ipynb #27c023
-def best_baseline(
-    labels: pd.DataFrame, pairs: Sequence[str] | None = None, metric: str = "mAP"
-) -> dict[float, str]:
-    """Per label fraction, the baseline with the highest mean over the `pairs` (default: all).
-
-    `labels`: of `labels_frame`. Pairs count alike; a baseline that lacks a pair (or a way of
-    masking) at a label fraction is no candidate there. Neither ours nor `supervised` are. Raises
-    `InputError` for a pair that is not there."""
-    known = sorted(map(str, labels["pair"].unique()))
-    for pair in pairs or ():
-        if pair not in known:
-            raise unknown_name("pair", pair, known)
-    column = metric.replace("mAP", "AP")
-    means: dict[float, list[pd.Series]] = {}
-    for place, here, _, baselines in _places(labels):
-        if place["pair"] in (pairs or known):
-            seeds = here.groupby(["method", "seed"], observed=True)[column].mean()
-            mean = seeds.groupby("method", observed=True).mean().reindex(baselines)
-            means.setdefault(place["label_fraction"], []).append(mean.rename(index=str))
-    tables = {k: pd.concat(found, axis=1).dropna().mean(axis=1) for k, found in means.items()}
-    return {k: str(mean.idxmax()) for k, mean in sorted(tables.items()) if len(mean)}
-
-
+# %% ../../nbs/3_judging/27_report.ipynb #27c029
 def _pooled_interval(
     matrices: Sequence[np.ndarray], draws: int, seed: int = 0
 ) -> tuple[float, float]:
@@ -239,7 +228,37 @@ def _pooled_interval(
     known = ~np.isnan(means).all(axis=1)
     return _middle(np.nanmean(means[known], axis=1))
 
+# %% ../../nbs/3_judging/27_report.ipynb #27c034
+def best_baseline(
+    labels: pd.DataFrame, pairs: Sequence[str] | None = None, metric: str = "mAP"
+) -> dict[float, str]:
+    """Per label fraction, the baseline with the highest mean over the `pairs` (default: all).
 
+    `labels`: of `labels_frame`. Pairs count alike; a baseline that lacks a pair (or a way of
+    masking) at a label fraction is no candidate there; neither are ours nor `supervised`. Seeds
+    count that all baselines of a pair have there, if there are any. Raises `InputError` for a pair
+    that is not there."""
+    known = sorted(map(str, labels["pair"].unique()))
+    for pair in pairs or ():
+        if pair not in known:
+            raise unknown_name("pair", pair, known)
+    column = metric.replace("mAP", "AP")
+    means: dict[float, list[pd.Series]] = {}
+    for place, here, _, baselines in _places(labels):
+        if place["pair"] in (pairs or known):
+            of_baselines = here[here["method"].isin(baselines)]
+            seeds: Any = of_baselines.pivot_table(column, "seed", "method", observed=True)
+            shared = seeds.dropna()  # seeds decide the test texts
+            mean = (seeds if shared.empty else shared).mean().rename_axis(None)
+            fraction = place["label_fraction"]
+            key = (
+                np.nan if np.isnan(fraction) else fraction
+            )  # one NaN, as a key is found by identity
+            means.setdefault(key, []).append(mean.rename(index=str))
+    tables = {k: pd.concat(found, axis=1).dropna().mean(axis=1) for k, found in means.items()}
+    return {k: str(mean.idxmax()) for k, mean in sorted(tables.items()) if len(mean)}
+
+# %% ../../nbs/3_judging/27_report.ipynb #27c036
 _POOLED = ["masking", "label_fraction", "method", "baseline", "difference", "low", "high", "worst"]
 _POOLED += ["worst_difference", "pairs"]
 
@@ -273,7 +292,7 @@ def pooled_differences(
         rows.append((*place, name, mean, *interval, worst, each[worst], len(each)))
     return pd.DataFrame(rows, columns=_POOLED)
 
-# %% ../../nbs/3_judging/27_report.ipynb #27c026
+# %% ../../nbs/3_judging/27_report.ipynb #27c039
 def relative_gains(frame: pd.DataFrame) -> pd.DataFrame:
     """(method − baseline) / baseline, over `partial` and `unsupervised`, in mAP and mAP@0.5.
 
@@ -314,7 +333,7 @@ def _pair_gap(frame: pd.DataFrame, pair: str, masking: str) -> pd.DataFrame:
     mean, n = (over_seeds(shared, pair, masking, "mAP", how) for how in ("mean", "count"))
     return gap_share(mean.where(n == both.sum()))
 
-# %% ../../nbs/3_judging/27_report.ipynb #27c031
+# %% ../../nbs/3_judging/27_report.ipynb #27c044
 _FIXED = {"source": "#000000", "supervised": "#000000", "partial": "#d55e00"}
 _FIXED |= {"unsupervised": "#029e73", "paper": "#0173b2", "anchored": "#56b4e9"}
 _OTHERS = ("#de8f05", "#cc78bc", "#ca9161")  # all of seaborn's colour-blind palette
@@ -324,7 +343,7 @@ _GREY = "#9a9a9a"
 def _looks(frame: pd.DataFrame) -> dict[str, tuple[str, str]]:
     "{method: (colour, marker)} in the order of a report: no two alike; grey for other baselines."
     methods = frame.sort_values("method").drop_duplicates("method")
-    mine, grey = zip(cycle(_OTHERS), cycle("DvP^")), cycle("v^<>PXdh8")
+    mine, grey = zip(cycle(_OTHERS), cycle("DvP^")), cycle("v^<>PXdh8*Hp")
     looks = {}
     for method, ours in zip(methods["method"], methods["ours"], strict=True):
         if method in _FIXED:
@@ -356,12 +375,12 @@ def _panels(titles: Sequence[str], width: float, height: float) -> tuple[Figure,
     for ax in axes[len(titles) :]:
         ax.set_axis_off()
     for ax, title in zip(axes, titles, strict=False):
-        ax.set_title(title, fontsize=11)
+        ax.set_title(safe_name(title, "figure"), fontsize=11)
         ax.grid(color="0.92")
         ax.set_axisbelow(True)
     return fig, axes[: len(titles)]
 
-# %% ../../nbs/3_judging/27_report.ipynb #27c036
+# %% ../../nbs/3_judging/27_report.ipynb #27c049
 def _draw_lines(ax: Axes, mean: pd.DataFrame, free: set[str], colours: Mapping[str, str]) -> None:
     "A line per method of `mean` [methods × fractions], broken for methods in `free`."
     x = 100 * mean.columns.to_numpy(dtype=float)
@@ -384,7 +403,7 @@ def _name_ends(ax: Axes, mean: pd.DataFrame, colours: Mapping[str, str]) -> None
     for (method, row), height in zip(ends.items(), heights, strict=True):
         colour: Any = colours[method]
         ax.annotate(
-            str(method),
+            safe_name(str(method), "figure"),
             (100 * row.index[-1], row.iloc[-1]),
             (1.06, height),
             textcoords=ax.get_yaxis_transform(),
@@ -416,7 +435,7 @@ def plot_availability(frame: pd.DataFrame) -> Figure:
         ax.set(xlabel="label fraction (share of positives observed)", ylabel="mAP, %")
     return fig
 
-# %% ../../nbs/3_judging/27_report.ipynb #27c041
+# %% ../../nbs/3_judging/27_report.ipynb #27c054
 def _label_means(labels: pd.DataFrame, pair: str) -> tuple[str, pd.DataFrame] | None:
     """A title, and the mean AP of a pair's labels over seeds, at its lowest label fraction.
 
@@ -457,7 +476,8 @@ def plot_labels(labels: pd.DataFrame) -> Figure | None:
             ax.hlines(rows[up], source[up], mine[up], color=colour, linewidth=2.5)
             ax.plot(mine[up], rows[up], mark, color=colour, label=f"adapted, {word}")
         ax.plot(source, rows, "o", color="0", markerfacecolor="white", label="source", zorder=2.5)
-        ax.set(yticks=rows, yticklabels=table.index, ylim=(-0.7, len(table) - 0.3))
+        names = [safe_name(name, "figure") for name in table.index]
+        ax.set(yticks=rows, yticklabels=names, ylim=(-0.7, len(table) - 0.3))
         ax.set(xlabel="average precision, %")
     columns, entries = min(4, 2 * len(tables)), axes[0].get_legend_handles_labels()
     fig.legend(*entries, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
@@ -471,19 +491,20 @@ def plot_map_vs_rounded(frame: pd.DataFrame) -> Figure:
     nothing gets."""
     done = frame[frame["mAP"].notna()]
     looks = _looks(done)
+    names = {method: safe_name(method, "figure") for method in looks}
     groups = {str(pair): rows for pair, rows in done.groupby("pair")}
     fig, axes = _panels(list(groups), 4.3, 3.7)
     for ax, here in zip(axes, groups.values(), strict=True):
         for method, (colour, marker) in looks.items():
             x, y = 100 * here.loc[here["method"] == method, ["mAP", "mAP@0.5"]].to_numpy().T
-            ax.plot(x, y, marker, color=colour, label=method, ms=5.5, mew=0, alpha=0.85)
+            ax.plot(x, y, marker, color=colour, label=names[method], ms=5.5, mew=0, alpha=0.85)
         ax.axhline(100 * here["chance"].mean(), color="0.4", linestyle=":", linewidth=1)
         ax.set(xlabel="mAP, %", ylabel="mAP@0.5, %")
     entries = axes[0].get_legend_handles_labels()
     fig.legend(*entries, loc="outside right center", frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/3_judging/27_report.ipynb #27c046
+# %% ../../nbs/3_judging/27_report.ipynb #27c059
 SHOWN = ("mAP", "mAP@0.5", "F1", "F1_micro", "F1_best")
 _MEANING = {
     "mAP": "average precision of the scores, mean over labels",
@@ -495,14 +516,22 @@ _MEANING = {
 }
 _READING = """Scores are percentages, mean ± standard deviation (n − 1) over seeds. A number in \
 brackets counts the seeds where a group has fewer than others of its table; its mean is then not \
-comparable, as seeds decide the test texts. Bold: the best of a column, unless it lacks a seed. \
-`supervised` learns from all labels: the upper bound, neither a baseline nor the best. Chance: \
-the mean prevalence, which is the AP of scores that know nothing."""
+comparable, as seeds decide the test texts. Bold, in tables of differences and nowhere else, means \
+that the interval excludes zero. `supervised` learns from all labels: the upper bound, and no \
+baseline. Chance: the mean prevalence, which is the AP of scores that know nothing."""
 _MEANS = "Pairs count alike, each with the seeds it has; – where a method lacks a pair."
 _VERSUS = """Percentage points, on the same texts, labels and seeds. The opponent is the best \
 baseline by the same metric, chosen on these very scores. The interval draws labels and seeds \
 again. Three seeds or fewer say little about other seeds, so look at the seeds' range too; other \
 pairs are not covered; and of twenty comparisons between equals about one interval misses zero."""
+_POOL = """Percentage points, mean over pairs, which count alike. The opponent is the best \
+baseline of each pair, or the one that is best on the mean over all pairs, both chosen on these \
+very scores. The interval draws pairs again, and in each of them labels and seeds; a handful of \
+pairs is a small sample, and what pairs share (texts, labels) is not seen."""
+_RARE = """Labels with fewer than 10 positives among the test texts of a seed, whose scores are \
+mostly luck; in brackets the fewest of any seed: {}."""
+_TWO = """mAP of both views together, in brackets that of the encoder and that of the word model \
+alone; means over seeds."""
 _RELATIVE = """(method − baseline) / baseline in percent, of means over the seeds that both have. \
 The paper claims +52.2 % over `partial` and +19.9 % over `unsupervised` in mAP; its published \
 code averages the precision of thresholded predictions, here mAP@0.5."""
@@ -517,23 +546,35 @@ _CAPTION = {
     "map_vs_rounded": "The two metrics against each other, a mark per trial; dotted: chance.",
 }
 
-# %% ../../nbs/3_judging/27_report.ipynb #27c047
+# %% ../../nbs/3_judging/27_report.ipynb #27c060
+def _origins(trials: Sequence[dict]) -> str:
+    "Which commits the results come from, as far as they say, and which machines, as a list."
+    versions = [t["versions"] for t in trials if "versions" in t]
+    commits = pd.Series([str(v.get("commit") or "") for v in versions]).value_counts().sort_index()
+    known = [f"{_shown(name, code=True)} ({n} trials)" for name, n in commits.items() if name]
+    lines = [f"- Commits of dallmi: {', '.join(known)}."] if known else []
+    if known and "" in commits.index:
+        lines.append(f"- No commit is recorded of {commits['']} trials.")
+    parts = [[f"{k} {v}" for k, v in one.items() if k != "commit"] for one in versions]
+    machines = pd.Series([", ".join(part) for part in parts]).value_counts().sort_index()
+    what = [f"- {n} trials: {safe_name(str(made), 'markdown')}." for made, n in machines.items()]
+    return "\n".join([*lines, *what])
+
+
 def _intro(trials: Sequence[dict], frame: pd.DataFrame, metrics: Sequence[str]) -> Iterator[str]:
     "What was run (counts, sizes, settings, machines, failures), and how to read the tables."
     bad = frame[frame["error"] != ""]
     counts = f"Pairs: {frame['pair'].nunique()}; methods: {frame['method'].nunique()}"
     finished = f"trials finished: {len(frame) - len(bad)}; failed: {len(bad)}."
     yield f"# Benchmark report\n\ndallmi {trials[0]['version']}. {counts}; {finished}"
-    yield "## What was run\n\n" + _markdown(what_was_run(trials), " ")
-    versions = [t["versions"].items() for t in trials if "versions" in t]
-    made = pd.Series([", ".join(f"{k} {v}" for k, v in items) for items in versions])
-    machines = made.value_counts().sort_index().items()
-    yield "\n".join(f"- {n} trials: {what}." for what, n in machines)
+    run = what_was_run(trials).rename(index=_shown, columns=_shown)
+    yield "## What was run\n\n" + _markdown(run.map(_shown), " ")
+    yield _origins(trials)
     lines = []
     for row in bad.to_dict("records"):
         there = _availability(row["label_fraction"], row["masking"])
-        what = f"{row['pair']}, `{row['method']}`, {there}, seed {row['seed']}"
-        lines.append(f"- {what}: {row['error']}")
+        what = f"{_shown(row['pair'])}, {_shown(row['method'], code=True)}, {there}"
+        lines.append(f"- {what}, seed {row['seed']}: {safe_name(row['error'], 'markdown')}")
     if lines:
         yield "### Failed trials\n\n" + "\n".join(lines)
     meanings = "\n".join(f"- {metric}: {_MEANING[metric]}." for metric in metrics)
@@ -545,23 +586,87 @@ def _verdict(table: pd.DataFrame) -> str:
     lines = []
     for method, rows in table.groupby("method", sort=False):
         n, up, down = len(rows), (rows["low"] > 0).sum(), (rows["high"] < 0).sum()
-        lines.append(f"- `{method}`: interval above zero in {up} of {n}, around zero in ")
+        lines.append(
+            f"- {_shown(method, True)}: interval above zero in {up} of {n}, around zero in "
+        )
         lines[-1] += f"{n - up - down}, below in {down}."
     return "\n".join(lines)
+
+
+def _difference(row: Mapping[Any, Any]) -> str:
+    "The difference of a row, bold where its interval excludes zero, and nowhere else."
+    text = _points(row["difference"], sign="+")
+    return f"**{text}**" if row["low"] > 0 or row["high"] < 0 else text
 
 
 def _against(table: pd.DataFrame) -> str:
     "`differences` as a Markdown table."
     rows = []
     for r in table.to_dict("records"):
-        row = {"pair": r["pair"], "availability": _availability(r["label_fraction"], r["masking"])}
+        where = _availability(r["label_fraction"], r["masking"])
+        row = {"pair": _shown(r["pair"]), "availability": where}
         row |= {"method": r["method"], "best baseline": r["baseline"]}
-        row |= {"difference": _points(r["difference"], sign="+")}
+        row |= {"difference": _difference(r)}
         row |= {"95 % interval": _points(r["low"], r["high"], sign="+")}
         seeds = _points(*sorted({r["seed_low"], r["seed_high"]}), sign="+")
         row |= {"lowest … highest seed (of)": f"{seeds} ({r['seeds']})"}
         rows.append(row | {"labels better": f"{r['better']} of {r['labels']}"})
     return _markdown(pd.DataFrame(rows).set_index("pair"), "pair")
+
+
+def _pool_table(labels: pd.DataFrame, metric: str, draws: int) -> str:
+    "`pooled_differences` to both kinds of opponent as a Markdown table."
+    average = best_baseline(labels, None, metric)
+    tables = [pooled_differences(labels, metric, draws)]
+    tables += [pooled_differences(labels, metric, draws, average)] if average else []
+    rows = []
+    for r in pd.concat([t for t in tables if len(t)]).to_dict("records"):
+        named = r["baseline"] != "best of each pair"
+        row = {"availability": _availability(r["label_fraction"], r["masking"])}
+        row |= {"method": r["method"], "difference": _difference(r)}
+        row |= {"95 % interval": _points(r["low"], r["high"], sign="+")}
+        row |= {"opponent": _shown(r["baseline"], True) if named else r["baseline"]}
+        row |= {"worst pair": f"{_shown(r['worst'])}: {_points(r['worst_difference'], sign='+')}"}
+        rows.append(row | {"pairs": r["pairs"]})
+    return _markdown(pd.DataFrame(rows).set_index("availability"), "availability")
+
+
+def _pooled(labels: pd.DataFrame, metrics: Sequence[str], draws: int) -> Iterator[str]:
+    "Ours against the baselines over all pairs; labels with few positives; the same without."
+    several = labels["pair"].nunique() > 1 and len(differences(labels, draws=1)) > 0
+    if several:
+        yield f"## Over all pairs\n\n{_POOL}"
+        for metric in ["mAP", *{"F1"} & set(metrics)]:
+            yield f"### {metric}\n\n{_pool_table(labels, metric, draws)}"
+    rare = rare_labels(labels)
+    if len(rare):
+        names = [
+            f"{_shown(pair)}: "
+            + ", ".join(f"{_shown(r.label)} ({r.positives})" for r in rows.itertuples())
+            for pair, rows in rare.groupby("pair")
+        ]
+        yield f"## Labels with few positives\n\n{_RARE.format('; '.join(names))}"
+    keys = pd.MultiIndex.from_frame(labels[["pair", "label"]])
+    rest = labels[~keys.isin(pd.MultiIndex.from_frame(rare[["pair", "label"]]))]
+    if several and len(rare) and len(differences(rest, draws=1)):
+        yield f"Without them, in mAP:\n\n{_pool_table(rest, 'mAP', draws)}"
+
+
+def _view_table(done: pd.DataFrame) -> Iterator[str]:
+    "What each view is worth alone, methods × pairs, where methods of two views were run."
+    two = done[done[["encoder", "words"]].notna().any(axis=1)]
+    if two.empty:
+        return
+    keys = ["method", "masking", "label_fraction", "pair"]
+    means = two.groupby(keys, observed=True, dropna=False)[["mAP", "encoder", "words"]].mean()
+    texts = [
+        f"{_points(both)} ({_points(one)}, {_points(other)})"
+        for both, one, other in means.to_numpy()
+    ]
+    table = pd.Series(texts, means.index).unstack("pair").rename(columns=_shown).fillna("–")
+    places: list[Any] = list(table.index)
+    table.insert(0, "availability", [_availability(k, by) for _, by, k in places])
+    yield f"## The two views\n\n{_TWO}\n\n{_markdown(table.set_axis([m for m, *_ in places]))}"
 
 
 def _comparisons(
@@ -582,7 +687,7 @@ def _comparisons(
         where = [_availability(fraction, masking) for _, masking, fraction, _ in places]
         rows.insert(0, "availability", where)
         rows.insert(1, "method", [method for *_, method in places])
-        rows = rows.set_axis([pair for pair, *_ in places])
+        rows = rows.set_axis([_shown(pair) for pair, *_ in places])
         yield f"## Relative gains\n\n{_RELATIVE}\n\n{_markdown(rows, 'pair')}"
 
 
@@ -608,7 +713,8 @@ def _costs(done: pd.DataFrame) -> str:
     groups = done.groupby(["method", "pair"], observed=True)
     medians = groups[["seconds", "memory_mb"]].median()
     texts = [f"{s:.{int(s < 9.95)}f} s, {mb:.0f} MB" for s, mb in medians.to_numpy()]
-    return _markdown(pd.Series(texts, medians.index).unstack().fillna("–"))
+    table = pd.Series(texts, medians.index).unstack().fillna("–")
+    return _markdown(table.rename(columns=_shown))
 
 
 def _text(
@@ -620,13 +726,14 @@ def _text(
     parts = [*_intro(trials, frame, metrics)]
     if done["pair"].nunique() > 1:
         parts += [f"## Mean over pairs\n\n{_MEANS}", *_tables(done, metrics, "")]
-    parts += [*_comparisons(done, labels, metrics, draws), "## Figures"]
+    parts += [*_pooled(labels, metrics, draws), *_comparisons(done, labels, metrics, draws)]
+    parts += [*_view_table(done), "## Figures"]
     parts += [f"{_CAPTION[name]}\n\n![{name}]({name}.png)" for name in figures]
     for pair in sorted(set(done["pair"])):
-        parts += [f"## {pair}", *_tables(done, metrics, pair)]
+        parts += [f"## {_shown(pair)}", *_tables(done, metrics, pair)]
     return "\n\n".join([*parts, f"## Cost of a trial\n\n{_COST}\n\n{_costs(done)}"]) + "\n"
 
-# %% ../../nbs/3_judging/27_report.ipynb #27c050
+# %% ../../nbs/3_judging/27_report.ipynb #27c063
 def _summary(frame: pd.DataFrame) -> pd.DataFrame:
     "Per pair, method and availability: trials, failed, mean and sd of every metric, median costs."
     frame = frame.astype({"method": str}).assign(failed=frame["error"] != "")
@@ -638,11 +745,11 @@ def _summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, scores, groups["chance"].mean(), costs], axis=1).reset_index()
 
 
-def _check_folder(out: Path) -> None:
-    "Raise `InputError` where `out` is anything but free, empty, or an earlier report."
-    check_output(out, overwrite=True)
-    if (out / MARKER).is_file() and json.loads((out / MARKER).read_text())["kind"] != "report":
-        raise InputError(f"'{out}' holds something else than a report; give another --out.")
+def _csv(table: pd.DataFrame) -> str:
+    "A table as CSV whose texts no spreadsheet takes for formulas."
+    words = table.select_dtypes(exclude=["number", "bool"]).columns
+    safe = table.assign(**{name: [safe_cell(cell) for cell in table[name]] for name in words})
+    return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def write_report(
@@ -667,11 +774,13 @@ def write_report(
     for metric in metrics:
         if metric not in _MEANING:
             raise unknown_name("metric", metric, list(_MEANING))
-    places = [results] if isinstance(results, (str, Path)) else list(results)
-    first = Path(places[0])
-    out = Path(out or (first.with_suffix("") if first.is_file() else first / "report"))
-    _check_folder(out)
+    check_number("draws", draws, 1, whole=True)
+    single = isinstance(results, (str, Path)) or not isinstance(results, Iterable)
+    places: list[Any] = [results] if single else list(results)  # type: ignore[arg-type]
     trials = load_trials(places)
+    first = user_path(places[0], "results")
+    out = out or (first.with_suffix("") if first.is_file() else first / "report")
+    out = check_output(out, overwrite=True, kind="report")
     frame, labels = trials_frame(trials, ours), labels_frame(trials, ours)
     done = frame[frame["error"] == ""]
     figures = {"availability": plot_availability(done), "map_vs_rounded": plot_map_vs_rounded(done)}
@@ -679,11 +788,11 @@ def write_report(
         figures["labels"] = by_label
     text = _text(trials, ours, metrics, draws, sorted(figures))
     tables = {"report": _summary(frame), "trials": frame, "labels": labels}
-    with atomic_path(out) as folder:
+    with writing_to(out), atomic_path(out) as folder:
         folder.mkdir()
         (folder / "report.md").write_text(text, encoding="utf-8")
         for name, table in tables.items():
-            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+            (folder / f"{name}.csv").write_text(_csv(table), encoding="utf-8")
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png")
         mark_folder(folder, "report")

@@ -90,10 +90,12 @@ def _load_pair(
     name: Path | str, names: dict[int, str]
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     "Tokenizer and float32 classifier for the labels `names`; a head of other labels is drawn anew."
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    stored = AutoConfig.from_pretrained(name).id2label
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    stored = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label
     model = AutoModelForSequenceClassification.from_pretrained(
         name,
+        trust_remote_code=False,
+        use_safetensors=True,  # a pickle can run anything
         dtype=torch.float32,
         ignore_mismatched_sizes=True,
         problem_type="multi_label_classification",
@@ -149,7 +151,7 @@ def load_encoder(
         raise InputError(f"The model '{name}' {unfit}. {_HINT}")
     return tokenizer, model
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c032
+# %% ../../nbs/1_method/11_encoder.ipynb #11c034
 def _listed(row: Any) -> list[int]:
     "A list of the numbers in a list, array or tensor."
     return row.tolist() if hasattr(row, "tolist") else list(row)
@@ -173,7 +175,7 @@ def pad_batch(
     rows = {name: [_listed(row) for row in values] for name, values in columns.items()}
     return tokenizer.pad(rows, padding="max_length", max_length=length, return_tensors="pt")
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c040
+# %% ../../nbs/1_method/11_encoder.ipynb #11c042
 def accelerator_or_cpu() -> torch.device:
     "The accelerator of this machine where it has one, else the processor."
     if torch.accelerator.is_available():
@@ -204,7 +206,7 @@ def bf16_pays(device: torch.device | str) -> bool:
     has_flag = bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
     return kind == "cpu" and torch.backends.mkldnn.is_available() and has_flag
 
-# %% ../../nbs/1_method/11_encoder.ipynb #11c050
+# %% ../../nbs/1_method/11_encoder.ipynb #11c052
 def start_at_prior(model: PreTrainedModel, prior: np.ndarray | Sequence[float]) -> None:
     """Set the head's bias to the log odds of `prior` [L], cut to 0.001 … 0.999.
 
