@@ -7,16 +7,43 @@ __all__ = ['build_parser', 'main']
 
 # %% ../nbs/2_using/22_command_line.ipynb #22c002
 import argparse
+import os
+import signal
 import sys
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
-import dallmi
-from .errors import InputError
-from .settings import Settings
+# %% ../nbs/2_using/22_command_line.ipynb #22c004
+def _quit(*_: Any) -> NoReturn:
+    "End the process at once: what Ctrl-C does while the program still imports."
+    os.write(2, b"dallmi: interrupted. Nothing was written.\n")
+    os._exit(130)
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c005
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    "While open, Ctrl-C is `_quit`; not in a notebook, and not where somebody else handles it."
+    alone = "IPython" not in sys.modules and threading.current_thread() is threading.main_thread()
+    ours = alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, _quit)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+with _importing():
+    import dallmi
+    from dallmi.errors import InputError, unknown_name, user_path
+    from dallmi.settings import Settings
+
+# %% ../nbs/2_using/22_command_line.ipynb #22c007
 def _option(name: str) -> str:
     "The option of a setting: --max-rows."
     return "--" + name.replace("_", "-")
@@ -50,7 +77,7 @@ def _add_setting(box: Any, f: Field) -> None:
     text = f.metadata["help"] + shown
     box.add_argument(_option(f.name), default=argparse.SUPPRESS, help=text, **how)
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c009
+# %% ../nbs/2_using/22_command_line.ipynb #22c013
 def _add_settings(parser: argparse.ArgumentParser, skip: Collection[str] = ()) -> None:
     "An option for every field of `Settings` but those in `skip`, in its group."
     shown = [f for f in fields(Settings) if f.name not in skip]
@@ -60,7 +87,7 @@ def _add_settings(parser: argparse.ArgumentParser, skip: Collection[str] = ()) -
             if f.metadata["group"] == group:
                 _add_setting(box, f)
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c011
+# %% ../nbs/2_using/22_command_line.ipynb #22c015
 _DEFAULT_RECIPE = "anchored"
 _BUDGET = {
     "epochs": (int, "N", "passes over the target"),
@@ -95,7 +122,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
             help=f"{text} (default: the recipe's)",
         )
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c014
+# %% ../nbs/2_using/22_command_line.ipynb #22c018
 _COMMANDS = {
     "adapt": (
         "adapt a classifier from a labelled source domain to a target domain",
@@ -104,6 +131,7 @@ With --label-fraction 0.1 a fully labelled target becomes an experiment: 10 % of
 labels stay observed, a fifth of its texts is held out and scored.
 Without it the labels are your own: 1 marks an observed positive, 0 and blank are unlabelled
 (--trust-negatives: 0 is a true negative), nothing is hidden, and --test FILE scores.
+Before any training it says what it took for texts and labels; --dry-run ends there.
 The source model is cached (in $DALLMI_CACHE, else ~/.cache/dallmi). An interrupted run goes
 on where it was when the same command is given again.""",
     ),
@@ -117,13 +145,14 @@ A few minutes on two cores, without a network.""",
         "score texts with an adapted checkpoint",
         """\
 Writes a CSV with the texts' ids, a probability per label, and the labels over the
-checkpoint's thresholds, separated by |. FILE may also be .tsv, .jsonl or .parquet.""",
+checkpoint's thresholds, separated by |. FILE may also be .tsv, .jsonl or .parquet. Where the
+checkpoint has a word view beside its encoder, both answer together.""",
     ),
     "recipes": (
         "list the recipes and what can be changed in them",
         """\
-A recipe is a loss, MixUp, a share of label-balanced sampling and a budget. Change one with a
-colon: --recipe anchored:mixup_weight=0,epochs=5""",
+A recipe is a loss, MixUp, a word view, rounds, a share of label-balanced sampling and a budget.
+Change one with a colon: --recipe anchored:mixup_weight=0,epochs=5""",
     ),
     "benchmark": (
         "compare methods over pairs of domains, label fractions and seeds",
@@ -139,7 +168,8 @@ labels.""",
     "report": (
         "tables and plots of a benchmark",
         """\
-Writes report.md, report.csv, trials.csv, labels.csv and plots, and prints the tables.""",
+Writes report.md, report.csv, trials.csv, labels.csv and plots, and prints the tables. A report
+that stands in the same folder is replaced, with what you may have changed in it.""",
     ),
 }
 
@@ -156,6 +186,24 @@ def _add_command(commands: Any, name: str) -> argparse.ArgumentParser:
     )
 
 
+def _add_run(parser: argparse.ArgumentParser, out: str) -> None:
+    "What `adapt` and `demo` have in common: where to write, the recipe, the teacher."
+    _add_out(parser, out, "folder")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check all input, say what was read, and stop: nothing is trained or written",
+    )
+    _add_recipe(parser)
+    parser.add_argument(
+        "--teacher",
+        nargs="+",
+        metavar="FILE",
+        help="who says what an unlabelled text is, in place of the source model: a file of "
+        "probabilities (id, and a column per label) or a checkpoint; of several, the mean",
+    )
+
+
 def _add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
     "Where to write, and whether to replace what is there."
     parser.add_argument(
@@ -165,7 +213,13 @@ def _add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
         "--overwrite", action="store_true", help="replace what dallmi wrote there before"
     )
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c017
+# %% ../nbs/2_using/22_command_line.ipynb #22c021
+_OF_FILES = [  # settings that say how to read a file
+    *("text_column", "label_columns", "label_names", "separator", "unknown", "drop_rejected"),
+    "trust_negatives",
+]
+
+
 def _add_adapt(commands: Any) -> None:
     "The options of `dallmi adapt` and `dallmi demo`."
     sub = _add_command(commands, "adapt")
@@ -184,13 +238,11 @@ def _add_adapt(commands: Any) -> None:
         help="labelled target texts to score on (with --label-fraction the default is a fifth of "
         "the target)",
     )
-    _add_out(sub, "dallmi-adapted", "folder")
-    _add_recipe(sub)
+    _add_run(sub, "dallmi-adapted")
     _add_settings(sub)
     sub = _add_command(commands, "demo")
-    _add_out(sub, "dallmi-demo", "folder")
-    _add_recipe(sub)
-    _add_settings(sub, skip=("text_column", "label_columns", "trust_negatives"))
+    _add_run(sub, "dallmi-demo")
+    _add_settings(sub, skip=_OF_FILES)
 
 
 def _add_predict(commands: Any) -> None:
@@ -203,7 +255,7 @@ def _add_predict(commands: Any) -> None:
     )
     _add_out(sub, "scores.csv", "file")
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c020
+# %% ../nbs/2_using/22_command_line.ipynb #22c024
 _LISTS: dict[str, tuple[type, str, tuple | None, str]] = {
     "pairs": (str, "NAME", None, "pairs of domains"),
     "methods": (str, "NAME", None, "methods (default: all)"),
@@ -234,7 +286,7 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
             required=name == "pairs",
         )
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c021
+# %% ../nbs/2_using/22_command_line.ipynb #22c025
 def _add_benchmark(commands: Any) -> None:
     "The options of `dallmi benchmark`."
     sub = _add_command(commands, "benchmark")
@@ -272,12 +324,29 @@ def _add_report(commands: Any) -> None:
         help="folders written by benchmark, or packed files of them (.jsonl)",
     )
     sub.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to show")
-    sub.add_argument("--out", metavar="DIR", help="folder to write (default: RESULTS/report)")
+    sub.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder to write; a report there is replaced (default: RESULTS/report)",
+    )
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c023
+# %% ../nbs/2_using/22_command_line.ipynb #22c028
+def _fail(message: object, code: int = 2) -> NoReturn:
+    "Print one sentence to stderr and end with exit code `code`."
+    print(f"dallmi: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+class _Parser(argparse.ArgumentParser):
+    "A parser that refuses in one sentence."
+
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message}; see {self.prog} --help.")
+
+# %% ../nbs/2_using/22_command_line.ipynb #22c029
 def build_parser() -> argparse.ArgumentParser:
     "The parser of `dallmi`."
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "dallmi",
         description="Move a multi-label text classifier to a new domain with a few labels.",
     )
@@ -290,18 +359,47 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     return parser
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c027
-def _fail(message: object, code: int = 2) -> NoReturn:
-    "Print one sentence to stderr and end with exit code `code`."
-    print(f"dallmi: {message}", file=sys.stderr)
-    raise SystemExit(code)
+# %% ../nbs/2_using/22_command_line.ipynb #22c033
+_OTHER_OPTIONS = {
+    "--keep": "--label-fraction",
+    "--by": "--masking",
+    "--text": "--text-column",
+    "--labels": "--label-columns",
+    "--only": "--only-labels",
+    "--lr": "--learning-rate",
+    "--source-lr": "--source-learning-rate",
+    "--head-lr": "--head-multiplier",
+    "--no-baseline": "--compare-with",
+    "--output-dir": "--out",
+    "--num-train-epochs": "--epochs",
+    "--per-device-train-batch-size": "--batch-size",
+    "--max-seq-length": "--max-length",
+    "--model-name-or-path": "--model",
+}
 
 
+def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    "Raise `InputError` for a command or an option that there is not, with the nearest one."
+    commands = next(action.choices for action in parser._actions if action.dest == "command")
+    assert isinstance(commands, dict)
+    if not words or words[0].startswith("-"):
+        return
+    if words[0] not in commands:
+        raise unknown_name("command", words[0], list(commands))
+    known = [name for name in commands[words[0]]._option_string_actions if name.startswith("--")]
+    for word in words[1:]:
+        name = word.partition("=")[0]
+        if name == "--":
+            return
+        if name.startswith("--") and not any(option.startswith(name) for option in known):
+            raise unknown_name("option", name, known, also=_OTHER_OPTIONS)
+
+# %% ../nbs/2_using/22_command_line.ipynb #22c036
 def _given(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
     "Those of `names` that were given on the command line."
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c029
+# %% ../nbs/2_using/22_command_line.ipynb #22c038
 def _run_adapt(args: argparse.Namespace) -> None:
     "`dallmi adapt` and `dallmi demo`: the run, then its table and where things are."
     options = _given(args, [f.name for f in fields(Settings)])
@@ -312,37 +410,45 @@ def _run_adapt(args: argparse.Namespace) -> None:
         domains = (args.source, args.target, args.test)
     Settings(**options)  # refuses before torch is loaded
     options |= _given(args, _BUDGET)
-    from dallmi.adaptation import adapt
-    from dallmi.pipeline import is_main
-    from dallmi.training.callbacks import TrainingDiverged
+    with _importing():
+        from dallmi.adaptation import adapt
+        from dallmi.pipeline import is_main
+        from dallmi.training.callbacks import TrainingDiverged
 
+    teachers = args.teacher or [None]
     try:
         result = adapt(
             *domains,
             recipe=args.recipe,
+            teacher=teachers if len(teachers) > 1 else teachers[0],
             compare_with=args.compare_with,
             output_dir=args.out,
             overwrite=args.overwrite,
+            dry_run=args.dry_run,
             **options,
         )
     except TrainingDiverged as e:
         _fail(e, 1)
-    if is_main():
+    if args.dry_run:
+        print("Nothing was trained or written. Leave out --dry-run to go on from here.")
+    elif is_main():
         files = "checkpoint, card, metrics.json, settings.json"
         files += ", per_label_ap.png" if result.metrics else ""
         print(f"\n{result.report()}\n\n{result.record['seconds']:.0f} s; {files} in {args.out}")
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c030
+# %% ../nbs/2_using/22_command_line.ipynb #22c039
 def _run_predict(args: argparse.Namespace) -> None:
     "`dallmi predict`: write the scores, then say where."
-    from dallmi.inference import predict_file
+    with _importing():
+        from dallmi.inference import predict_file
 
     print(predict_file(args.checkpoint, args.file, args.out, args.text_column, args.overwrite))
 
 
 def _run_recipes(args: argparse.Namespace) -> None:
     "`dallmi recipes`: the table of recipes."
-    from dallmi.recipes import recipes_table
+    with _importing():
+        from dallmi.recipes import recipes_table
 
     print(recipes_table())
 
@@ -351,7 +457,8 @@ def _run_benchmark(args: argparse.Namespace) -> None:
     "`dallmi benchmark`: run what is missing; exit code 1 where trials failed."
     shared = [f.name for f in fields(Settings) if f.name not in _NOT_SHARED]
     settings = Settings(**_given(args, shared))
-    from dallmi.evaluation.benchmark import Grid, benchmark
+    with _importing():
+        from dallmi.evaluation.benchmark import Grid, benchmark
 
     grid = Grid(
         data_dir=args.data_dir,
@@ -371,17 +478,29 @@ def _run_benchmark(args: argparse.Namespace) -> None:
 
 def _run_report(args: argparse.Namespace) -> None:
     "`dallmi report`: write the report, print its tables."
-    from dallmi.evaluation.report import SHOWN, write_report
+    with _importing():
+        from dallmi.evaluation.report import SHOWN, write_report
 
     print(write_report(args.results, args.out, args.metrics or SHOWN))
 
-# %% ../nbs/2_using/22_command_line.ipynb #22c031
-_GO_ON = "What is done is kept in '{}.partial'; give the same command again to go on."
-_KEPT = {
-    "adapt": _GO_ON,
-    "demo": _GO_ON,
-    "benchmark": "The finished trials are kept in '{}'; give the same command again to go on.",
+# %% ../nbs/2_using/22_command_line.ipynb #22c040
+_KEPT = {  # command: the folder in which it keeps what is done, a file in it, what to say of it
+    "adapt": ("{}.partial", "identity.json", "What is done"),
+    "demo": ("{}.partial", "identity.json", "What is done"),
+    "benchmark": ("{}", "*.json", "The finished trials"),
 }
+
+
+def _what_is_kept(args: argparse.Namespace) -> str:
+    "What an interrupted command leaves to go on from, as a sentence."
+    place, file, what = _KEPT.get(args.command, ("", "", ""))
+    folder = place.format(getattr(args, "out", ""))
+    if not place or not any(user_path(folder, "the output").glob(file)):
+        return "Nothing was written."
+    kept = "is kept" if what == "What is done" else "are kept"
+    return f"{what} {kept} in '{folder}'; give the same command again to go on."
+
+
 _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "adapt": _run_adapt,
     "demo": _run_adapt,
@@ -397,8 +516,7 @@ def _run(args: argparse.Namespace) -> None:
     try:
         _RUN[args.command](args)
     except KeyboardInterrupt:
-        kept = _KEPT.get(args.command, "Nothing was written.")
-        _fail(f"interrupted. {kept.format(getattr(args, 'out', None))}", 130)
+        _fail(f"interrupted. {_what_is_kept(args)}", 130)
     except InputError as e:
         _fail(e)
 
@@ -406,7 +524,16 @@ def _run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `dallmi`. Exit codes: 0 done, 1 training diverged, 2 unusable input, 130
     interrupted."""
-    _run(build_parser().parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        parser = build_parser()
+        _check_words(parser, words)
+        args = parser.parse_args(words)
+    except KeyboardInterrupt:
+        _fail("interrupted. Nothing was written.", 130)
+    except InputError as e:
+        _fail(e)
+    _run(args)
 
 
 if __name__ == "__main__" and "IPython" not in sys.modules:

@@ -353,6 +353,14 @@ def _looks(frame: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return looks
 
 
+def _figure_names(methods: Iterable[str]) -> dict[str, str]:
+    "{method: its name in a figure}: long names are cut where that leaves them different."
+    methods = list(methods)
+    cut = {m: m if len(m) < 26 else f"{m[:22]}…" for m in methods}
+    alone = {m: list(cut.values()).count(cut[m]) == 1 for m in methods}
+    return {m: safe_name(cut[m] if alone[m] else m, "figure") for m in methods}
+
+
 def _ink(colour: str) -> tuple[float, ...]:
     "A darker shade of `colour`, for words in small print."
     return tuple(0.65 * part for part in to_rgb(colour))
@@ -400,10 +408,11 @@ def _name_ends(ax: Axes, mean: pd.DataFrame, colours: Mapping[str, str]) -> None
     low, high = ax.get_ylim()
     heights = np.array([row.iloc[-1] for row in ends.values()])
     heights = _spread_out(heights, 0.052 * (high - low))
+    names = _figure_names(map(str, ends))
     for (method, row), height in zip(ends.items(), heights, strict=True):
         colour: Any = colours[method]
         ax.annotate(
-            safe_name(str(method), "figure"),
+            names[str(method)],
             (100 * row.index[-1], row.iloc[-1]),
             (1.06, height),
             textcoords=ax.get_yaxis_transform(),
@@ -432,7 +441,7 @@ def plot_availability(frame: pd.DataFrame) -> Figure:
         _draw_lines(ax, mean, free if masking else set(), colours)
         _name_ends(ax, mean, colours)
         ax.set_xticks(100 * mean.columns, ticks)
-        ax.set(xlabel="label fraction (share of positives observed)", ylabel="mAP, %")
+        ax.set(xlabel="label fraction", ylabel="mAP, %")
     return fig
 
 # %% ../../nbs/3_judging/27_report.ipynb #27c054
@@ -491,7 +500,7 @@ def plot_map_vs_rounded(frame: pd.DataFrame) -> Figure:
     nothing gets."""
     done = frame[frame["mAP"].notna()]
     looks = _looks(done)
-    names = {method: safe_name(method, "figure") for method in looks}
+    names = _figure_names(looks)
     groups = {str(pair): rows for pair, rows in done.groupby("pair")}
     fig, axes = _panels(list(groups), 4.3, 3.7)
     for ax, here in zip(axes, groups.values(), strict=True):

@@ -484,5 +484,6 @@ def _settings_of_pair(trials: Iterable[dict], pair: object) -> dict[str, str]:
         given = {(method, value) for method, value in all_of if _amount(value)}
         by = "method" if len(given) == len({method for method, _ in given}) else "trial"
         shown = [f"{value:g}" for value in sorted({value for _, value in given})]
-        settings[name] = f"{' or '.join(shown)}, by {by}" if shown[1:] else "".join(shown) or None
+        several = f"{', '.join(shown[:-1])} or {shown[-1]}, by {by}" if shown[1:] else None
+        settings[name] = several or "".join(shown) or None
     return {k: str(v) for k, v in settings.items() if v is not None}
