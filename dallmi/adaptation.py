@@ -101,6 +101,9 @@ def _read_options(
     return settings, chosen.loss_name, chosen
 
 # %% ../nbs/2_using/21_adaptation.ipynb #21c027
+_COMPARED = ("source", "partial")
+
+
 def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Recipe | None]:
     """The methods to compare with, {name: recipe}, at the budget of `recipe`; None: the source
     model."""
@@ -113,6 +116,8 @@ def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Reci
     for name in names or ():
         if not isinstance(name, str) or name.partition(":")[0] not in known:
             raise unknown_name("method to compare with,", name, known, also=OTHER_NAMES)
+        if name == method and names is _COMPARED:
+            continue
         if name == method:
             raise InputError(f"compare_with names {name!r}, the recipe itself; leave it out.")
         found[name] = None if name == "source" else find_recipe(name, defaults=budget)
@@ -550,7 +555,7 @@ def adapt(
     recipe: str | Recipe = "anchored",
     loss: nn.Module | None = None,
     teacher: Teacher = None,
-    compare_with: Sequence[str] = ("source", "partial"),
+    compare_with: Sequence[str] = _COMPARED,
     output_dir: Path | str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,

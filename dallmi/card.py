@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.figure import Figure
 
 import dallmi
+from .files import safe_name
 from .training.encoder import HUB_DEFAULT
 
 # %% ../nbs/2_using/20_card.ipynb #20c011
@@ -26,8 +27,8 @@ _COLUMNS = ("mAP", "mAP@0.5", "F1")
 
 
 def _title(method: str) -> str:
-    "What a method is called in a table."
-    return TITLES.get(method, method)
+    "What a method is called in a table, on one line."
+    return " ".join(TITLES.get(method, method).split())
 
 
 def results_table(metrics: _Metrics) -> str:
@@ -68,10 +69,10 @@ def plot_results(metrics: _Metrics, chance: Mapping[str, float | None]) -> Figur
     ax.scatter(values, rows, marker="|", color="0.5", s=60, label="chance")
     for number, (method, found) in enumerate(metrics.items()):
         values = [found["labels"]["AP"][n] for n in names]
-        label = f"{_title(method)}, mAP {100 * found['mAP']:.1f}"
+        label = f"{safe_name(_title(method), 'figure')}, mAP {100 * found['mAP']:.1f}"
         style = number % len(_MARKERS)
         ax.scatter(values, rows, marker=_MARKERS[style], color=_COLOURS[style], s=30, label=label)
-    ax.set(yticks=rows, yticklabels=[n.replace("$", r"\$") for n in names], xlim=(0, 1.02))
+    ax.set(yticks=rows, yticklabels=[safe_name(n, "figure") for n in names], xlim=(0, 1.02))
     ax.set_xlabel("average precision on held-out target texts")
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
@@ -112,7 +113,7 @@ _CARD = """---
 Labels: {names}.
 
 Fine-tuned on {source} labelled texts of a source domain, then adapted to a target domain:
-{target} texts, {observed} observed positives, recipe `{method}`. Every setting is in
+{target} texts, {observed} observed positives, recipe {method}. Every setting is in
 `settings.json`.
 
 {measured}
@@ -136,7 +137,7 @@ def _markdown_table(metrics: _Metrics) -> str:
     lines = ["| | " + " | ".join(_COLUMNS) + " |", "|---|" + "---|" * len(_COLUMNS)]
     for method, values in metrics.items():
         numbers = " | ".join(f"{100 * values[column]:.1f}" for column in _COLUMNS)
-        lines.append(f"| {_title(method)} | {numbers} |")
+        lines.append(f"| {safe_name(_title(method), 'markdown')} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -164,14 +165,14 @@ def model_card(record: Mapping[str, Any]) -> str:
     return _CARD.format(
         header=_card_header(record["settings"]["model"], record["method"], metrics),
         version=dallmi.__version__,
-        names=", ".join(record["observed"]),
-        method=record["method"],
+        names=", ".join(safe_name(name, "markdown") for name in record["observed"]),
+        method=safe_name(record["method"], "markdown"),
         measured=measured,
         views=_views_paragraph(record),
         **counts,
     )
 
-# %% ../nbs/2_using/20_card.ipynb #20c036
+# %% ../nbs/2_using/20_card.ipynb #20c040
 def run_report(record: Mapping[str, Any]) -> str:
     "A run in a screen of text: what was done, and the table of what was measured."
     settings, counts, metrics = record["settings"], record["counts"], record["metrics"]

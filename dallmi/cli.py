@@ -109,7 +109,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     box.add_argument(
         "--compare-with",
         nargs="*",
-        default=["source", "partial"],
+        default=argparse.SUPPRESS,
         metavar="NAME",
         help="methods to measure beside it (default: source partial)",
     )
@@ -409,7 +409,7 @@ def _run_adapt(args: argparse.Namespace) -> None:
     else:
         domains = (args.source, args.target, args.test)
     Settings(**options)  # refuses before torch is loaded
-    options |= _given(args, _BUDGET)
+    options |= _given(args, [*_BUDGET, "compare_with"])
     with _importing():
         from dallmi.adaptation import adapt
         from dallmi.pipeline import is_main
@@ -421,7 +421,6 @@ def _run_adapt(args: argparse.Namespace) -> None:
             *domains,
             recipe=args.recipe,
             teacher=teachers if len(teachers) > 1 else teachers[0],
-            compare_with=args.compare_with,
             output_dir=args.out,
             overwrite=args.overwrite,
             dry_run=args.dry_run,
