@@ -386,12 +386,14 @@ def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         return
     if words[0] not in commands:
         raise unknown_name("command", words[0], list(commands))
-    known = [name for name in commands[words[0]]._option_string_actions if name.startswith("--")]
+    sub = commands[words[0]]
+    known = [name for name in sub._option_string_actions if name.startswith("--")]
     for word in words[1:]:
         name = word.partition("=")[0]
         if name == "--":
             return
-        if name.startswith("--") and not any(option.startswith(name) for option in known):
+        short = sub.allow_abbrev and any(option.startswith(name) for option in known)
+        if name.startswith("--") and name not in known and not short:
             raise unknown_name("option", name, known, also=_OTHER_OPTIONS)
 
 # %% ../nbs/2_using/22_command_line.ipynb #22c036
