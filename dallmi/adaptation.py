@@ -9,6 +9,7 @@ __all__ = ['Adaptation', 'read_task', 'fresh_classifier', 'source_model', 'adapt
 import inspect
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -226,10 +227,15 @@ def _workspace(
     theirs = nullcontext(Path(f"{output_dir}.partial"))
     with work_folder(output_dir, identity, _WORK, overwrite) if is_main() else theirs as work:
         barrier()
-        yield work
+        try:
+            yield work
+        except InputError:
+            if is_main() and {p.name for p in work.iterdir()} == {MARKER, "identity.json"}:
+                shutil.rmtree(work)  # refused before anything was done: nothing to go on from
+            raise
         barrier()
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c050
+# %% ../nbs/2_using/21_adaptation.ipynb #21c052
 def _evaluate_methods(
     scores: Mapping[str, MethodScores], test: Domain | None
 ) -> dict[str, dict[str, Any]]:
@@ -279,7 +285,7 @@ def _record(
         "versions": versions(),
     }
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c053
+# %% ../nbs/2_using/21_adaptation.ipynb #21c055
 def _share(value: Any) -> bool:
     "a number from 0 to 1"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -333,7 +339,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record |= read_json(folder / file, schema, "part of an adaptation", hint)
     return record
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c054
+# %% ../nbs/2_using/21_adaptation.ipynb #21c056
 @dataclass
 class Adaptation:
     """An adapted classifier, and the record of how it came about and what was measured.
@@ -422,7 +428,7 @@ class Adaptation:
                 ) from e
         return str(url)
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c062
+# %% ../nbs/2_using/21_adaptation.ipynb #21c064
 def _check_place(
     output_dir: Path | str | None, overwrite: bool, inputs: Sequence[Any], needs: int = 0
 ) -> Path | None:
@@ -444,7 +450,10 @@ def _needed_bytes(fresh: Classifier, method: Recipe, rivals: Iterable[Recipe | N
 
 
 def read_task(source: Any, target: Any, test: Any, settings: Settings) -> Task:
-    "The texts and labels that `settings` choose."
+    "The texts and labels that `settings` choose. Raises `InputError` for what cannot be used."
+    for part, given in {"source": source, "target": target}.items():
+        if given is None:
+            raise InputError(f"There is no {part}: give texts, such as the path of a file.")
     names = inspect.signature(load_task).parameters
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in names}
     return load_task(source, target, test, **chosen)
@@ -480,7 +489,7 @@ def source_model(task: Task, fresh: Classifier, settings: Settings) -> Classifie
     )
     return source_classifier(task.source, fresh, stage)
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c064
+# %% ../nbs/2_using/21_adaptation.ipynb #21c066
 def _say_data(task: Task, fresh: Classifier) -> None:
     "On stderr: what was taken for texts and labels, and what two parts have in common."
     if is_main():
@@ -488,7 +497,7 @@ def _say_data(task: Task, fresh: Classifier) -> None:
         length = f"{fresh.max_length} tokens of a text are read"
         print(*task.notes, said, length, sep="\n", file=sys.stderr, flush=True)
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c066
+# %% ../nbs/2_using/21_adaptation.ipynb #21c068
 def _load_weights(classifier: Classifier, folder: Path, recipe: Recipe) -> bool:
     "Give `classifier` the adapted views stored in `folder`; False where they are not, or damaged."
     try:
@@ -536,7 +545,7 @@ def _run_methods(
     _load_weights(classifier, weights, recipe)
     return scores
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c067
+# %% ../nbs/2_using/21_adaptation.ipynb #21c069
 def _set_thresholds(classifier: Classifier, scores: MethodScores) -> None:
     "Thresholds of the classifier, and of the encoder alone for those who load it without words."
     words = classifier.words
@@ -546,7 +555,7 @@ def _set_thresholds(classifier: Classifier, scores: MethodScores) -> None:
         classifier.words = words
     classifier.set_thresholds(expected_f1_thresholds(scores.target))
 
-# %% ../nbs/2_using/21_adaptation.ipynb #21c068
+# %% ../nbs/2_using/21_adaptation.ipynb #21c070
 def adapt(
     source: DomainLike | Domain,
     target: DomainLike | Domain,
@@ -588,10 +597,11 @@ def adapt(
         output_dir, overwrite, paths, _needed_bytes(fresh, chosen, rivals.values())
     )
     probs = None if teacher is None else ask_teacher(teacher, task)
-    _say_data(task, fresh)
     if dry_run:
+        _say_data(task, fresh)
         return None  # type: ignore[return-value]  # who asks for a dry run expects no result
     with _workspace(place, _identity(task, settings, method, chosen, probs), overwrite) as work:
+        _say_data(task, fresh)
         source_stage = source_model(task, fresh, settings)
         pipeline = Pipeline(task, source_stage, settings.seed, probs)
         scores = _run_methods(pipeline, work, method, chosen, rivals)

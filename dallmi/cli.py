@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
-from pathlib import Path
 from typing import Any, NoReturn
 
 # %% ../nbs/2_using/22_command_line.ipynb #22c004

@@ -225,7 +225,7 @@ class Classifier:
         `words`: with its word view, where it has one. Raises `InputError` where it is missing,
         cannot be read, is damaged, or is no multi-label classifier."""
         model, tokenizer = _load_pair(name)
-        found = cls(model, tokenizer, _reading_length(tokenizer), bf16)
+        found = cls(model, tokenizer, _reading_length(tokenizer, model.config), bf16)
         why = _why_damaged(found)
         if why:
             raise InputError(f"The model '{name}' {why}; save it again, or load another.")
@@ -233,8 +233,7 @@ class Classifier:
         _stored_thresholds(model.config, found.label_names)
         torch.nn.Module.to(model, accelerator_or_cpu())
         if words and getattr(model.config, "word_view", False):
-            found.words = TwoViews.load(_words_place(name), found.label_names)
-            _check_thresholds(found.words.thresholds, found.label_names)
+            found.words = _load_words(name, found.label_names)
         return found
 
 # %% ../nbs/2_using/17_inference.ipynb #17c045
@@ -310,9 +309,13 @@ def _load_model(place: Path | str) -> PreTrainedModel:
         dtype=torch.float32,
         use_safetensors=True,  # a pickle can run anything
         trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
         output_loading_info=True,
     )
-    lost = sorted(about["missing_keys"])
+    lost, odd = sorted(about["missing_keys"]), sorted(about["mismatched_keys"])
+    if odd:
+        name, stored, wanted = odd[0]
+        raise InputError(f"{name} has the shape {tuple(stored)}, not {tuple(wanted)}")
     if lost:
         raise InputError(f"it lacks {len(lost)} of its weights, {lost[0]} the first")
     return model.eval()
@@ -343,10 +346,12 @@ def _load_pair(name: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 _TRIED = 1024  # tokens: a model whose positions end does so before, or far beyond
 
 
-def _reading_length(tokenizer: PreTrainedTokenizerBase) -> int:
-    "The tokens of a text that are read where only the tokenizer says how many."
+def _reading_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    "The tokens of a text that are read: the tokenizer's word, else as many as there are, or 128."
     length = tokenizer.model_max_length
-    return length if not isinstance(length, int) or length < _UNKNOWN_LENGTH else 128
+    if not isinstance(length, int) or length < _UNKNOWN_LENGTH:
+        return length
+    return min(128, getattr(config, "max_position_embeddings", None) or 128)
 
 
 def _why_damaged(classifier: Classifier) -> str | None:
@@ -359,9 +364,14 @@ def _why_damaged(classifier: Classifier) -> str | None:
     ids: list[Any] = list(model.config.id2label or {})
     if sorted(ids) != list(range(len(ids))):
         return f"does not name its labels from 0 to {len(ids) - 1} (id2label)"
+    odd = [name for name in classifier.label_names if not isinstance(name, str)]
+    if odd:
+        return f"has a label {odd[0]!r:.40}, which is no text (id2label)"
     twice = sorted({n for n in classifier.label_names if classifier.label_names.count(n) > 1})
     if twice:
         return f"names the label {listing(twice)} twice (id2label)"
+    if not isinstance(getattr(model.config, "word_view", False), bool):
+        return f"says word_view={model.config.word_view!r:.40}, which is neither true nor false"
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             return f"has weights that are no numbers, in {name}"
@@ -371,10 +381,29 @@ def _why_damaged(classifier: Classifier) -> str | None:
         return f"has a tokenizer of {last + 1} tokens and embeddings for {rows}"
     try:
         with torch.inference_mode():
-            model(**pad_batch(tokenizer, [[last] * min(length, _TRIED)]))
+            found = model(**pad_batch(tokenizer, [[last] * min(length, _TRIED)])).logits
     except Exception as e:  # the libraries below raise errors of many kinds
         return f"cannot read a text of {min(length, _TRIED)} tokens ({first_line(e)})"
-    return None
+    return None if found.isfinite().all() else "gives no numbers (NaN): its weights are damaged"
+
+
+def _load_words(name: Path | str, labels: Sequence[str]) -> TwoViews:
+    "The word view of a checkpoint with `labels` [L]. Raises `InputError` where it is damaged."
+    place = _words_place(name)
+    try:
+        words = TwoViews.load(place, labels)
+        _check_thresholds(words.thresholds, labels)
+        if not all(isinstance(word, str) for word in words.model.vectorizer.vocabulary):
+            raise ValueError("its vocabulary holds what is no text")
+        words.combine(np.full((1, len(labels)), 0.5), ["a text"])
+    except Exception as e:  # the libraries below raise errors of many kinds
+        if isinstance(e, InputError) and "word view" in str(e):
+            raise
+        raise InputError(
+            f"The word view of '{name}' is damaged ({first_line(e)}); save the model again, or "
+            "load it with words=False."
+        ) from None
+    return words
 
 # %% ../nbs/2_using/17_inference.ipynb #17c076
 def _is_scores(path: Path) -> bool:
