@@ -247,6 +247,8 @@ class TwoViews:
             about = json.loads((Path(folder) / WORD_FILES[0]).read_text(encoding="utf-8"))
             arrays = load_file(Path(folder) / WORD_FILES[1])
             _check_arrays(about, arrays)
+            words = _vectorizer(about["kind"], vocabulary=about["vocabulary"])
+            words.idf_ = arrays["idf"].astype(np.float64)
         except Exception as e:  # the libraries below raise errors of many kinds
             raise InputError(
                 f"The word view in '{folder}' cannot be read ({first_line(e)}); save the model "
@@ -257,8 +259,6 @@ class TwoViews:
                 f"The word view in '{folder}' has the labels {', '.join(about['labels'])}, and the "
                 f"encoder {', '.join(label_names)}; save both again from one run."
             )
-        words = _vectorizer(about["kind"], vocabulary=about["vocabulary"])
-        words.idf_ = arrays["idf"].astype(np.float64)
         model = WordModel(about["kind"], words, arrays["coefficients"], arrays["intercepts"])
         vectors = {name: arrays[name].astype(np.float64) for name in _VECTORS}
         return cls(model, about["labels"], **vectors)
@@ -269,6 +269,10 @@ _VECTORS = ("scale", "shift", "thresholds")
 
 def _check_arrays(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     "Raise ValueError where what a file holds does not fit together."
+    for key in ("labels", "vocabulary"):
+        names = about[key]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{key} is no list of words")
     width, length = len(about["labels"]), len(about["vocabulary"])
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys((*_VECTORS, "intercepts"), (width,))
     shapes |= {"coefficients": (length, width), "idf": (length,)}
@@ -277,5 +281,5 @@ def _check_arrays(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{name} has the shape {arrays[name].shape}, not {shape}")
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds a number that is not finite")
-    if about["kind"] not in _KINDS:
+    if about["kind"] not in list(_KINDS):
         raise ValueError(f"its kind is {about['kind']!r}")
