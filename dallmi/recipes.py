@@ -51,7 +51,7 @@ _RANGES = {
     "balanced_share": (0, 1),
     "batch_size": (2, 100_000),
     "epochs": (1, 10_000),
-    "learning_rate": (0, 1),
+    "learning_rate": (1e-9, 1),
 }
 
 

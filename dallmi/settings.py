@@ -25,8 +25,8 @@ _RANGES = {
     "max_length": (4, 100_000),
     "source_epochs": (1, 10_000),
     "source_batch_size": (2, 100_000),
-    "source_learning_rate": (0, 1),
-    "head_multiplier": (0, 10_000),
+    "source_learning_rate": (1e-9, 1),
+    "head_multiplier": (1e-6, 10_000),
     "seed": (0, 2**32 - 1),
 }
 
