@@ -52,7 +52,7 @@ def _fit_vectorizer(texts: Sequence[str]) -> tuple[str, TfidfVectorizer]:
         "from; give more texts, or switch it off with words_weight=0."
     )
 
-# %% ../nbs/1_method/13_words.ipynb #13c014
+# %% ../nbs/1_method/13_words.ipynb #13c017
 def _fit_rows(
     labels: np.ndarray, anchor: np.ndarray | None, pos_weight: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,7 +71,7 @@ def _fit_rows(
     classes = np.concatenate([labels[known], np.ones_like(share), np.zeros_like(share)])
     return rows, classes, np.concatenate([weights, share, 1 - share])
 
-# %% ../nbs/1_method/13_words.ipynb #13c017
+# %% ../nbs/1_method/13_words.ipynb #13c020
 def _check_both_classes(labels: np.ndarray) -> None:
     "Raise `InputError` that names the columns of `labels` [N, L] that lack a known class."
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
@@ -84,7 +84,7 @@ def _check_both_classes(labels: np.ndarray) -> None:
         f"lack one: {columns}. Add source texts with both, or leave the labels out."
     )
 
-# %% ../nbs/1_method/13_words.ipynb #13c020
+# %% ../nbs/1_method/13_words.ipynb #13c023
 @dataclass(frozen=True)
 class WordModel:
     """TF-IDF and one logistic regression per label.
@@ -107,7 +107,36 @@ class WordModel:
         "Probabilities [N, L] of N texts."
         return expit(self.logits(texts))
 
-# %% ../nbs/1_method/13_words.ipynb #13c021
+# %% ../nbs/1_method/13_words.ipynb #13c025
+def _check_tables(
+    texts: tuple[Sequence[str], Sequence[str]],
+    labels: tuple[np.ndarray, np.ndarray],
+    anchor: np.ndarray | None,
+) -> None:
+    """Raise `InputError` where the `texts` and `labels` of source and target and the target's
+    `anchor` do not fit together, or a label lacks a class."""
+    (source, target), (source_labels, observed) = texts, labels
+    if (len(source), len(target)) != (len(source_labels), len(observed)):
+        raise InputError(
+            f"{len(source)} source and {len(target)} target texts do not match "
+            f"{len(source_labels)} and {len(observed)} rows of labels."
+        )
+    if source_labels.ndim != 2 or source_labels.shape[1:] != observed.shape[1:]:
+        raise InputError(
+            f"Labels of the shapes {list(source_labels.shape)} and {list(observed.shape)} are not "
+            "those of one word model; give source and target a column for each of the same labels."
+        )
+    known = [source_labels, observed]
+    if anchor is not None:
+        if anchor.shape != observed.shape or not np.isfinite(anchor).all():
+            raise InputError(
+                f"The anchors, of the shape {list(anchor.shape)}, are no probability for each of "
+                f"the target's labels, {list(observed.shape)}; give what make_anchors returns."
+            )
+        known += [np.where(np.isnan(observed), value, np.nan) for value in (0.0, 1.0)]
+    _check_both_classes(np.concatenate(known))
+
+# %% ../nbs/1_method/13_words.ipynb #13c026
 def fit_words(
     source_texts: Sequence[str],
     source_labels: np.ndarray,
@@ -123,44 +152,35 @@ def fit_words(
     [N_t, L], the same for the target, but with `anchor` [N_t, L] an unlabelled text enters twice,
     as a positive with that weight and as a negative with the rest. `pos_weight`: [L], of an
     observed positive, default 1. `C`: inverse strength of the regularisation. Raises `InputError`
-    where texts and labels differ in number, or a label lacks a class."""
+    where texts, labels and anchors do not fit together, a label lacks a class, or no word occurs
+    twice."""
     source_labels = np.asarray(source_labels, dtype=float)
-    width = source_labels.shape[1]
-    observed = np.zeros((0, width)) if observed is None else np.asarray(observed, dtype=float)
-    if (len(source_texts), len(target_texts)) != (len(source_labels), len(observed)):
-        raise InputError(
-            f"{len(source_texts)} source and {len(target_texts)} target texts do not match "
-            f"{len(source_labels)} and {len(observed)} rows of labels."
-        )
-    if anchor is None:
-        _check_both_classes(np.concatenate([source_labels, observed]))
+    if observed is None:
+        observed = np.zeros((0, *source_labels.shape[1:]))
+    observed = np.asarray(observed, dtype=float)
+    _check_tables((source_texts, target_texts), (source_labels, observed), anchor)
     kind, vectorizer = _fit_vectorizer([*source_texts, *target_texts])
     features = vectorizer.transform([*source_texts, *target_texts])
-    weights = np.ones(width) if pos_weight is None else pos_weight
+    positive = np.ones(source_labels.shape[1]) if pos_weight is None else pos_weight
     fits = []
-    for j in range(width):
+    for j in range(source_labels.shape[1]):
         known, classes, first = _fit_rows(source_labels[:, j], None, 1.0)
         column = None if anchor is None else anchor[:, j]
-        rows, more, second = _fit_rows(observed[:, j], column, weights[j])
+        rows, more, second = _fit_rows(observed[:, j], column, positive[j])
         model = LogisticRegression(C=C, solver="liblinear", intercept_scaling=5)
         where = np.concatenate([known, rows + len(source_labels)])
-        fits.append(
-            model.fit(
-                features[where],
-                np.concatenate([classes, more]),
-                sample_weight=np.concatenate([first, second]),
-            )
-        )
+        weights = np.concatenate([first, second])
+        fits.append(model.fit(features[where], np.concatenate([classes, more]), weights))
     coefficients = np.concatenate([model.coef_ for model in fits]).T.astype(np.float32)
     intercepts = np.concatenate([model.intercept_ for model in fits]).astype(np.float32)
     return WordModel(kind, vectorizer, coefficients, intercepts)
 
-# %% ../nbs/1_method/13_words.ipynb #13c033
+# %% ../nbs/1_method/13_words.ipynb #13c040
 def _log_odds(probs: np.ndarray) -> np.ndarray:
     "Log odds of probabilities, finite."
     return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-7, 1 - 1e-7))
 
-# %% ../nbs/1_method/13_words.ipynb #13c038
+# %% ../nbs/1_method/13_words.ipynb #13c059
 @dataclass(frozen=True)
 class Words:
     """The word view as a part of a recipe.
@@ -175,7 +195,7 @@ class Words:
         check_number("words_weight", self.weight, 0, 100)
         check_number("words_C", self.C, 1e-6, 1e6)
 
-# %% ../nbs/1_method/13_words.ipynb #13c041
+# %% ../nbs/1_method/13_words.ipynb #13c064
 WORD_FILES = ("words.json", "words.safetensors")
 
 
