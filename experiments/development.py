@@ -1,11 +1,11 @@
-"""The development experiments of chapter 29: which second view, which second round.
+"""The development experiments of chapter 40: which second view, which second round.
 
 Scores validation splits of the development pairs alone; the test splits are set aside unread. Ran
 with the package as it was at commit d852459 (its `Pipeline` has changed since) on one GPU:
 
     DATA=data MODEL=minilm OUT=out DEADLINE=235 JOBS=15 python experiments/development.py
 
-Writes logits of the target's training and validation texts by every variant; chapter 29 says how
+Writes logits of the target's training and validation texts by every variant; chapter 40 says how
 they were put together (each view divided by its spread over the training texts)."""
 
 import multiprocessing as mp

@@ -1,4 +1,4 @@
-"""The grid of chapter 28: every method on six pairs, three label fractions and three seeds.
+"""The grid of chapter 39: every method on six pairs, three label fractions and three seeds.
 
 Ran with the package at commit 4f2b6d2 on one GPU, with TF32 matrix products:
 
