@@ -1,5 +1,6 @@
 "Packaging: everything that varies is read from settings.ini."
 
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -10,11 +11,20 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
+
+def readme() -> str:
+    "README.md with links and pictures that work outside the repository."
+    text = (here / "README.md").read_text(encoding="utf-8")
+    raw, blob = (f"{cfg['git_url']}/{kind}/{cfg['branch']}/" for kind in ("raw", "blob"))
+    text = re.sub(r"(!\[[^\]]*\]\()(?!https?:|#)", rf"\g<1>{raw}", text)
+    return re.sub(r"(?<!!)(\[[^\]]*\]\()(?!https?:|#)", rf"\g<1>{blob}", text)
+
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],
@@ -26,7 +36,9 @@ setup(
     package_data={"dallmi": ["films/*.csv", "py.typed"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
-        extra: cfg[f"{extra}_requirements"].split() for extra in ("offline", "dev", "docs")
+        name.removesuffix("_requirements"): cfg[name].split()
+        for name in cfg
+        if name.endswith("_requirements")
     },
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     classifiers=[

@@ -1,6 +1,6 @@
 """What ruff and mypy do not say of the house.
 
-Functions have at most 40 lines, modules offer at most 180 names together, and the requirements say
+Functions have at most 40 lines, modules offer at most 240 names together, and the requirements say
 what is imported, no more and no less."""
 
 import ast
@@ -11,7 +11,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-MOST_LINES, MOST_NAMES = 40, 180
+MOST_LINES, MOST_NAMES = 40, 240
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 NAMES = {"scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
 THROUGH_PANDAS = {"tabulate"}  # DataFrame.to_markdown needs it

@@ -8,7 +8,7 @@
 
 Names are loaded when they are first used (PEP 562): `import dallmi` needs no torch."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -23,16 +23,30 @@ def _quit(*_: Any) -> NoReturn:
     os._exit(130)
 
 
+_PATIENCE = 8.0  # seconds until a command that still loads says so
+
+
+def _say_loading() -> None:
+    "Say on stderr that the program still loads."
+    os.write(2, b"loading PyTorch and transformers ...\n")
+
+
 @contextmanager
 def _importing() -> Iterator[None]:
-    "While open, Ctrl-C is `_quit`; not in a notebook, and not where somebody else handles it."
+    """While open, Ctrl-C is `_quit`; not in a notebook, and not where somebody else handles it.
+
+    Where it stays open for long, a line says so."""
     alone = "IPython" not in sys.modules and threading.current_thread() is threading.main_thread()
     ours = alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    timer = threading.Timer(_PATIENCE, _say_loading)
+    timer.daemon = True
+    timer.start()
     if ours:
         signal.signal(signal.SIGINT, _quit)
     try:
         yield
     finally:
+        timer.cancel()
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -173,9 +187,34 @@ that stands in the same folder is replaced, with what you may have changed in it
 }
 
 
+_EXAMPLES = {
+    "demo": "dallmi demo",
+    "adapt": "dallmi adapt --source reviews.csv --target tickets.csv --out my-model",
+    "predict": "dallmi predict my-model new.csv --out scores.csv",
+    "recipes": "dallmi recipes",
+    "benchmark": "dallmi benchmark --pairs films --methods source anchored --jobs 2 --out results",
+    "report": "dallmi report results",
+}
+_EXIT_CODES = """\
+Exit codes: 0 done; 1 the training diverged, or trials failed; 2 the input cannot be used, and
+nothing was written; 130 interrupted."""
+
+
+def _overview() -> str:
+    "What `dallmi` alone shows: the commands with an example of each."
+    lines = [f"dallmi {dallmi.__version__}", "Move a multi-label text classifier to a new domain."]
+    lines += ["Start with:  dallmi demo", ""]
+    for name, (text, _) in _COMMANDS.items():
+        lines += [f"  {name:<10} {text}", f"             {_EXAMPLES.get(name, '')}".rstrip()]
+    lines += ["", "dallmi COMMAND --help lists its options.", _EXIT_CODES]
+    return "\n".join(lines)
+
+
 def _add_command(commands: Any, name: str) -> argparse.ArgumentParser:
     "The sub-parser of one command, with its help texts."
     text, epilog = _COMMANDS[name]
+    if name in _EXAMPLES:
+        epilog += f"\n\nExample: {_EXAMPLES[name]}"
     return commands.add_parser(
         name,
         help=text.replace("%", "%%"),
@@ -336,6 +375,22 @@ def _fail(message: object, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
+class _Completion(argparse.Action):
+    "Prints a completion script for a shell, and ends."
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        import shtab
+
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     "A parser that refuses in one sentence."
 
@@ -348,8 +403,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "dallmi",
         description="Move a multi-label text classifier to a new domain with a few labels.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dallmi {dallmi.__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print a completion script: eval \"$(dallmi --print-completion bash)\"",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_adapt(commands)
     _add_predict(commands)
@@ -521,10 +584,11 @@ def _run(args: argparse.Namespace) -> None:
         _fail(e)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of `dallmi`. Exit codes: 0 done, 1 training diverged, 2 unusable input, 130
-    interrupted."""
-    words = sys.argv[1:] if argv is None else argv
+def _main(words: list[str]) -> None:
+    "What `main` does, but for a reader of the output that goes away."
+    if not words:
+        print(_overview())
+        return
     try:
         parser = build_parser()
         _check_words(parser, words)
@@ -534,6 +598,17 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as e:
         _fail(e)
     _run(args)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `dallmi`. Exit codes: 0 done, 1 training diverged, 2 unusable input, 130
+    interrupted, 141 the reader of the output went away."""
+    try:
+        _main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `dallmi recipes | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
 
 
 if __name__ == "__main__" and "IPython" not in sys.modules:

@@ -322,14 +322,23 @@ def _rows_per_epoch(loader: DataLoader, world: int = 1) -> int:
 
 # %% ../../nbs/2_using/14_long_runs.ipynb #14c033
 class Progress(TrainerCallback):
-    """Progress on `stream` (stderr): one line per epoch.
+    """Progress on `stream` (stderr): a line after `first` seconds, then one every `every` seconds,
+    and one at the end; with `every=0` one per epoch.
 
     On a terminal it is a single line, rewritten at most twice a second. `stage`: what the line
     begins with. Only the main process writes."""
 
-    def __init__(self, stage: str = "training", stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        stage: str = "training",
+        stream: TextIO | None = None,
+        first: float = 10.0,
+        every: float = 60.0,
+    ) -> None:
         self.stage = stage
         self.stream = stream
+        self.first_line = first
+        self.every = every
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -337,7 +346,7 @@ class Progress(TrainerCallback):
         loader = kwargs["train_dataloader"]
         self.out = self.stream or sys.stderr
         self.begun = time.monotonic()
-        self.shown = 0.0
+        self.shown: float | None = None
         self.first = state.global_step  # steps before it belong to an earlier run
         self.logged = state.global_step
         self.total = 0.0  # of the loss, over `counted` steps of this epoch
@@ -350,8 +359,17 @@ class Progress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.out.isatty() and time.monotonic() - self.shown > 0.5:
+        if self._is_due():
             self._show(state)
+
+    def _is_due(self) -> bool:
+        "Whether it is time for a line, or on a terminal for the next look at it."
+        now = time.monotonic()
+        if self.out.isatty():
+            return self.shown is None or now - self.shown > 0.5
+        if self.shown is None:
+            return self.every > 0 and now - self.begun > self.first_line
+        return self.every > 0 and now - self.shown > self.every
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -382,8 +400,10 @@ class Progress(TrainerCallback):
             self.out.write("\n")
 
     def _end_epoch(self, state: TrainerState) -> None:
-        "Write the epoch's line and begin the next mean."
-        self._show(state)
+        "Write the epoch's line where one is wanted, and begin the next mean."
+        last = state.global_step >= state.max_steps
+        if last or not self.every or self.out.isatty() or self._is_due():
+            self._show(state)
         self.due = False
         self.total = 0.0
         self.counted = 0
@@ -398,7 +418,7 @@ class Progress(TrainerCallback):
         parts = [f"{self.stage}: epoch {epoch}/{self.epochs}"]
         if self.counted:
             parts.append(f"loss {self.total / self.counted:.3f}")
-        parts.append(f"{pace:.0f} texts/s")
+        parts.append(f"{pace:.{0 if pace >= 10 else 1}f} texts/s")
         parts.append(f"{duration(left)} left" if left else f"took {duration(took)}")
         return ", ".join(parts)
 
