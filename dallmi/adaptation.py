@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,7 @@ from dallmi.pipeline import (
     ask_teacher,
     barrier,
     digest,
+    is_cached,
     is_main,
     load_task,
     source_classifier,
@@ -149,6 +150,12 @@ def _from_arrays(arrays: Mapping[str, Any]) -> MethodScores:
     return MethodScores(arrays["target"], arrays["test"], float(arrays["seconds"]), views)
 
 
+def _say(sentence: str) -> None:
+    "Write `sentence` on stderr, in the main process."
+    if is_main():
+        print(sentence, file=sys.stderr, flush=True)
+
+
 def _stored_scores(path: Path) -> MethodScores | None:
     "The scores in the file at `path`; None where it is not there, or damaged."
     try:
@@ -173,6 +180,7 @@ def _stage(
     stored = _stored_scores(path) if whole else None
     barrier()
     if stored is not None:
+        _say(f"{name}: done before the interruption, and kept")
         return stored
     scores = make()
     if is_main():
@@ -206,7 +214,7 @@ _CHECKPOINT = [
     *("vocab.txt", "merges.txt"),
 ]
 _WORK = [
-    "*.npz",
+    *("*.npz", "clock.json"),
     *(f"*.weights/{name}" for name in ("*.safetensors", "*.json", ".tmp*")),
     "*/round*/*.npz",
     *(f"*/round*/.*-????????/{name}" for name in (MARKER, "new/*.npz")),  # killed while writing
@@ -478,16 +486,20 @@ def fresh_classifier(
     return fresh
 
 
-def source_model(task: Task, fresh: Classifier, settings: Settings) -> Classifier:
-    "The source model that `settings` describe."
-    stage = SourceStage(
+def _source_stage(settings: Settings) -> SourceStage:
+    "How `settings` train the source model."
+    return SourceStage(
         settings.source_epochs,
         settings.source_batch_size,
         settings.source_learning_rate,
         settings.head_multiplier,
         settings.seed,
     )
-    return source_classifier(task.source, fresh, stage)
+
+
+def source_model(task: Task, fresh: Classifier, settings: Settings) -> Classifier:
+    "The source model that `settings` describe."
+    return source_classifier(task.source, fresh, _source_stage(settings))
 
 # %% ../nbs/2_using/28_adaptation.ipynb #28c066
 def _say_data(task: Task, fresh: Classifier) -> None:
@@ -498,6 +510,47 @@ def _say_data(task: Task, fresh: Classifier) -> None:
         print(*task.notes, said, length, sep="\n", file=sys.stderr, flush=True)
 
 # %% ../nbs/2_using/28_adaptation.ipynb #28c068
+def _passes(recipe: Recipe) -> int:
+    "How often a training by `recipe` goes over the target's texts, all rounds together."
+    return recipe.epochs + (recipe.rounds - 1) * -(-recipe.epochs // 2)
+
+
+def _say_plan(
+    task: Task, method: str, recipe: Recipe, rivals: Mapping[str, Recipe | None], source: int
+) -> None:
+    "On stderr: what will be trained, each with its share of all. `source`: epochs, 0 if cached."
+    work = {"source model": source * len(task.source)}
+    for name, one in ({} if task.test is None else rivals).items():
+        work |= {} if one is None else {name: _passes(one) * len(task.target)}
+    work[method] = _passes(recipe) * len(task.target)
+    shares = [f"{name} {100 * n / sum(work.values()):.0f} %" for name, n in work.items() if n]
+    cached = "" if source else "the source model comes from the cache; "
+    _say(f"{cached}to train, with the share of the work: {', '.join(shares)}")
+
+
+class _Clock:
+    "The seconds that a run takes, those before an interruption included; kept in `work`."
+
+    def __init__(self, work: Path, began: float) -> None:
+        self.path, self.began, self.before = work / "clock.json", began, 0.0
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a first run, a damaged file
+            self.before = float(json.loads(self.path.read_text(encoding="utf-8"))["seconds"])
+
+    def seconds(self) -> float:
+        "Seconds so far."
+        return round(self.before + time.time() - self.began, 1)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        "While open, an interruption leaves the seconds so far in `work`."
+        try:
+            yield
+        except KeyboardInterrupt:
+            if is_main():
+                write_json(self.path, {"seconds": self.seconds()})
+            raise
+
+
 def _load_weights(classifier: Classifier, folder: Path, recipe: Recipe) -> bool:
     "Give `classifier` the adapted views stored in `folder`; False where they are not, or damaged."
     try:
@@ -602,11 +655,15 @@ def adapt(
         return None  # type: ignore[return-value]  # who asks for a dry run expects no result
     with _workspace(place, _identity(task, settings, method, chosen, probs), overwrite) as work:
         _say_data(task, fresh)
-        source_stage = source_model(task, fresh, settings)
-        pipeline = Pipeline(task, source_stage, settings.seed, probs)
-        scores = _run_methods(pipeline, work, method, chosen, rivals)
+        cached = is_cached(task.source, fresh, _source_stage(settings))
+        _say_plan(task, method, chosen, rivals, 0 if cached else settings.source_epochs)
+        clock = _Clock(work, began)
+        with clock.running():
+            source_stage = source_model(task, fresh, settings)
+            pipeline = Pipeline(task, source_stage, settings.seed, probs)
+            scores = _run_methods(pipeline, work, method, chosen, rivals)
         record = _record(pipeline, settings, method, chosen, scores)
-        record["seconds"] = round(time.time() - began, 1)
+        record["seconds"] = clock.seconds()
         _set_thresholds(pipeline.classifier, scores[method])
         result = Adaptation(pipeline.classifier, record)
         if place is not None and is_main():
