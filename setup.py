@@ -33,7 +33,7 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["dallmi", "dallmi.*"]),
-    package_data={"dallmi": ["films/*.csv", "py.typed"]},
+    package_data={"dallmi": ["films/*.csv", "templates/*", "py.typed"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
         name.removesuffix("_requirements"): cfg[name].split()

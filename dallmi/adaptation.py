@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from torch import nn
 import dallmi
 from .card import model_card, plot_results, run_report
 from .data.domain import Domain
-from .data.readers import DomainLike, describe_data
+from .data.labels import describe_data
+from .data.readers import DomainLike
 from .errors import InputError, first_line, unknown_name
 from dallmi.files import (
     MARKER,
@@ -44,8 +45,9 @@ from dallmi.files import (
     write_json,
     writing_to,
 )
-from .inference import Classifier, save_checkpoint
+from .inference import Classifier, checkpoint_folder, save_checkpoint
 from .metrics import evaluate, expected_f1_thresholds, prevalences
+from .page import Evidence, make_page
 from dallmi.pipeline import (
     MethodScores,
     Pipeline,
@@ -65,6 +67,7 @@ from dallmi.pipeline import (
 from .recipes import OTHER_NAMES, RECIPES, Recipe, find_recipe
 from .settings import Settings
 from .training.callbacks import quiet_transformers
+from .verdict import did_it_help
 from .words import TwoViews
 
 # %% ../nbs/2_using/28_adaptation.ipynb #28c021
@@ -126,6 +129,18 @@ def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Reci
     return found
 
 # %% ../nbs/2_using/28_adaptation.ipynb #28c030
+def _check_fallback(fallback: bool, cross_fit: bool, method: str, recipe: Recipe) -> None:
+    "Raise `InputError` for a `fallback` that nothing could ever bring about, and for odd values."
+    for name, value in {"fallback": fallback, "cross_fit": cross_fit}.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name}={value!r:.40} is neither True nor False.")
+    if fallback and not cross_fit and recipe.rounds == 1 and recipe.labels != "none":
+        raise InputError(
+            f"fallback=True has nothing to go by with the recipe {method!r}, which is trained in "
+            "one round; add cross_fit=True (--cross-fit), or choose a recipe of two rounds."
+        )
+
+
 def _check_teacher(teacher: Teacher, method: str, recipes: Iterable[Recipe | None]) -> None:
     "Raise `InputError` for a teacher whom none of the `recipes` asks."
     if teacher is not None and not any(recipe and recipe.asks_teacher for recipe in recipes):
@@ -140,6 +155,8 @@ def _as_arrays(scores: MethodScores) -> dict[str, Any]:
     arrays = {"target": scores.target, "test": scores.test, "seconds": scores.seconds}
     for view, alone in scores.views.items():
         arrays |= {f"{view} target": alone.target, f"{view} test": alone.test}
+    if scores.held_out is not None:
+        arrays |= {"held_out": scores.held_out, "folds": scores.folds}
     return arrays
 
 
@@ -147,7 +164,8 @@ def _from_arrays(arrays: Mapping[str, Any]) -> MethodScores:
     "The scores that `_as_arrays` took apart."
     names = [name.removesuffix(" test") for name in arrays if name.endswith(" test")]
     views = {n: MethodScores(arrays[f"{n} target"], arrays[f"{n} test"]) for n in names}
-    return MethodScores(arrays["target"], arrays["test"], float(arrays["seconds"]), views)
+    whole = arrays["target"], arrays["test"], float(arrays["seconds"])
+    return MethodScores(*whole, views, arrays.get("held_out"), arrays.get("folds"))
 
 
 def _say(sentence: str) -> None:
@@ -196,7 +214,12 @@ def _as_json(value: Any) -> Any:
 
 
 def _identity(
-    task: Task, settings: Settings, method: str, recipe: Recipe, teacher: np.ndarray | None = None
+    task: Task,
+    settings: Settings,
+    method: str,
+    recipe: Recipe,
+    teacher: np.ndarray | None = None,
+    cross_fit: bool = False,
 ) -> dict[str, Any]:
     "What an unfinished run must share with this one to be continued."
     parts: list[Any] = [task.source.label_names]
@@ -205,7 +228,9 @@ def _identity(
             parts += [domain.texts, np.ascontiguousarray(domain.labels).tobytes()]
     if teacher is not None:
         parts.append(np.ascontiguousarray(teacher).tobytes())
-    about = {"dallmi": dallmi.__version__, "method": method, "recipe": recipe.describe()}
+    about: dict[str, Any] = {"dallmi": dallmi.__version__, "method": method}
+    about["recipe"] = recipe.describe()
+    about |= {"cross_fit": True} if cross_fit else {}
     return _as_json({**about, **asdict(settings), "data": digest(*parts)})
 
 # %% ../nbs/2_using/28_adaptation.ipynb #28c041
@@ -260,6 +285,14 @@ def _evaluate_methods(
         }
 
 
+def _verdict(pipeline: Pipeline, scores: MethodScores) -> dict[str, Any]:
+    "Whether the adaptation helped, by the target's observed positives."
+    target = pipeline.task.target
+    before = scores.target if scores.held_out is None else pipeline.source_probs
+    judged = before, scores.held_out, target.labels, target.label_names, scores.folds
+    return did_it_help(*judged)
+
+
 def _record(
     pipeline: Pipeline,
     settings: Settings,
@@ -286,6 +319,7 @@ def _record(
         "settings": asdict(settings),
         "metrics": _evaluate_methods(scores, task.test),
         "views": _evaluate_methods(scores[method].views, task.test),
+        "verdict": _verdict(pipeline, scores[method]),
         "max_length": longest,
         "chance": {} if task.test is None else prevalences(task.test.labels, names),
         "counts": counts,
@@ -302,6 +336,10 @@ def _share(value: Any) -> bool:
 
 _METRICS = {"mAP": _share, "mAP@0.5": _share, "F1": _share, "labels": {"AP": {str: (_share, None)}}}
 _COUNTS = ("source", "target", "test", "labels", "observed", "cut")
+_FOUND = {
+    **{"word": ("helped", "cannot tell", "hurt"), "positives": int},
+    **dict.fromkeys(("difference", "low", "high"), (float, None)),
+}
 _FILES: dict[str, dict[str, Any]] = {
     "settings.json": {
         "settings": {
@@ -322,6 +360,8 @@ _FILES: dict[str, dict[str, Any]] = {
         "chance": {str: (_share, None)},
         "counts": dict.fromkeys(_COUNTS, int),
         "observed": {str: int},
+        "verdict?": {**_FOUND, "level": _share, "labels": {str: _FOUND}},
+        "kept?": "source",
     },
 }
 
@@ -331,6 +371,7 @@ def _check_labels(record: Mapping[str, Any], labels: Sequence[str], folder: Path
     scored = record["metrics"] | record["views"]
     tables = {"observed": record["observed"], "chance": record["chance"] or labels}
     tables |= {name: found["labels"]["AP"] for name, found in scored.items()}
+    tables |= {"verdict": record["verdict"]["labels"]} if "verdict" in record else {}
     for name, table in tables.items():
         if set(table) != set(labels):
             raise InputError(
@@ -348,6 +389,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record
 
 # %% ../nbs/2_using/28_adaptation.ipynb #28c056
+def _is_page(path: Path) -> bool:
+    "Whether the file at `path` is a page of ours."
+    with path.open("rb") as file:
+        return b'name="generator" content="dallmi ' in file.read(1000)
+
+
 @dataclass
 class Adaptation:
     """An adapted classifier, and the record of how it came about and what was measured.
@@ -355,10 +402,13 @@ class Adaptation:
     `record`: JSON-able; `metrics` {method: {"mAP", "mAP@0.5", "F1", …, "labels"}} on the
     held-out texts (empty where there were none), `chance`, `observed`, `counts`, `settings`,
     `recipe`, `max_length`, `seconds`, `versions`; `views`: of a method with two, the metrics of
-    'encoder' and 'words' alone."""
+    'encoder' and 'words' alone; `verdict`: what `did_it_help` found; `kept`: 'source' where that
+    was 'hurt' and the source model took the place of the adapted one. `seen`: what the page is made from, or the page of one that was
+    loaded."""
 
     classifier: Classifier
     record: dict[str, Any]
+    seen: Evidence | str | None = field(default=None, repr=False, compare=False)
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
@@ -388,8 +438,29 @@ class Adaptation:
             raise InputError("Nothing was measured, so there is nothing to plot; give a test.")
         return plot_results(self.metrics, self.record["chance"])
 
+    def _page(self) -> str:
+        "The page of the run. Raises `InputError` where nothing is left to make it from."
+        if self.seen is None:
+            raise InputError(
+                "This adaptation was kept without its page, and a checkpoint holds no texts to "
+                "make one from; adapt again, or look for report.html where it was saved first."
+            )
+        return self.seen if isinstance(self.seen, str) else make_page(self.seen, self.record)
+
+    def write_page(self, path: Path | str = "report.html", overwrite: bool = False) -> Path:
+        """Write the run as a page for the browser: one HTML file, which quotes texts of the data.
+
+        Raises `InputError` for a place that must not be written, and for an adaptation that was
+        loaded from a folder without a page."""
+        path = check_output(path, overwrite, folder=False, suffix=".html", is_ours=_is_page)
+        page = self._page()
+        with atomic_path(path) as new:
+            new.write_text(page, encoding="utf-8", errors="backslashreplace")
+        return path
+
     def save(self, folder: Path | str, overwrite: bool = False) -> Path:
-        """Save a stock checkpoint with card, metrics, settings and figure in `folder`, in one step.
+        """Save a stock checkpoint with card, metrics, settings, figure and page in `folder`, in one
+        step.
 
         Raises `InputError` for a place that must not be written."""
         folder = check_output(folder, overwrite, kind="adaptation")
@@ -406,34 +477,55 @@ class Adaptation:
         write_json(folder / "metrics.json", rest)
         if self.metrics:
             self.plot().savefig(folder / "per_label_ap.png")
+        if self.seen is not None:
+            self._try_page(folder / "report.html")
         mark_folder(folder, "adaptation")
+
+    def _try_page(self, path: Path) -> None:
+        "Write the page; where that fails, say so and go on: a run is worth more than its page."
+        try:
+            path.write_text(self._page(), encoding="utf-8", errors="backslashreplace")
+        except Exception as e:  # of whatever kind it is
+            path.unlink(missing_ok=True)
+            why = f"{type(e).__name__}: {first_line(e)}"
+            _say(f"{path.name} is left out, as it could not be made ({why}); the rest is whole")
 
     @classmethod
     def load(cls, folder: Path | str) -> "Adaptation":
-        """What `save` wrote to `folder`. Raises `InputError` where it is none, or damaged."""
+        """What `save` wrote to `folder`, or `push_to_hub` to 'owner/name'.
+
+        Raises `InputError` where it is no adaptation, damaged, or cannot be reached."""
         classifier = Classifier.load(folder)
-        record = _read_record(Path(folder).expanduser())
-        _check_labels(record, classifier.label_names, Path(folder))
+        hint = "Classifier.load reads any checkpoint"
+        place = checkpoint_folder(folder, _FILES, "record", hint)
+        record = _read_record(place)
+        _check_labels(record, classifier.label_names, place)
         classifier.bf16 = record["settings"].get("bf16")
+        page = place / "report.html"
+        with suppress(OSError):
+            return cls(classifier, record, page.read_text(encoding="utf-8", errors="replace"))
         return cls(classifier, record)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save` writes to the model repository `repo_id`; returns its address.
+        """Upload what `save` writes to the model repository `repo_id`, but for the page, which quotes
+        texts; returns its address.
 
         `options`: of `HfApi.create_repo`, such as private=True; a `token` is for both steps, and
         no message shows it. Raises `InputError` where the hub refuses, or cannot be reached."""
-        api = HfApi(token=options.pop("token", None))
+        token = options.pop("token", None)
+        api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as room:
             folder = self.save(Path(room) / "model")
             (folder / MARKER).unlink()
+            (folder / "report.html").unlink(missing_ok=True)
             try:
                 url = api.create_repo(repo_id, exist_ok=True, **options)
                 api.upload_folder(repo_id=url.repo_id, folder_path=folder)
             except Exception as e:  # a library below may raise its own kinds: all come to this
                 raise InputError(
-                    f"'{repo_id}' could not be uploaded ({first_line(e)}); check the name "
+                    f"'{repo_id}' could not be uploaded ({first_line(e, token)}); check the name "
                     "owner/model, and log in with `hf auth login`."
-                ) from e
+                ) from None
         return str(url)
 
 # %% ../nbs/2_using/28_adaptation.ipynb #28c064
@@ -449,11 +541,14 @@ def _check_place(
     return None
 
 
-def _needed_bytes(fresh: Classifier, method: Recipe, rivals: Iterable[Recipe | None]) -> int:
+def _needed_bytes(
+    fresh: Classifier, method: Recipe, rivals: Iterable[Recipe | None], cross_fit: bool = False
+) -> int:
     """About the bytes that a run writes: per training the weights and an optimizer's two numbers
     for each of them, twice while the newest checkpoint takes the place of the last."""
     model = sum(p.numel() * p.element_size() for p in fresh.model.parameters())
     trainings = 1 + sum(rival is not None for rival in rivals) + 2 * (method.rounds - 1)
+    trainings += 2 * (cross_fit and method.rounds == 1)
     return model * (3 * trainings + 4)
 
 
@@ -510,19 +605,25 @@ def _say_data(task: Task, fresh: Classifier) -> None:
         print(*task.notes, said, length, sep="\n", file=sys.stderr, flush=True)
 
 # %% ../nbs/2_using/28_adaptation.ipynb #28c068
-def _passes(recipe: Recipe) -> int:
+def _passes(recipe: Recipe, cross_fit: bool = False) -> int:
     "How often a training by `recipe` goes over the target's texts, all rounds together."
-    return recipe.epochs + (recipe.rounds - 1) * -(-recipe.epochs // 2)
+    judged = recipe.epochs if cross_fit and recipe.rounds == 1 else 0
+    return recipe.epochs + judged + (recipe.rounds - 1) * -(-recipe.epochs // 2)
 
 
 def _say_plan(
-    task: Task, method: str, recipe: Recipe, rivals: Mapping[str, Recipe | None], source: int
+    task: Task,
+    method: str,
+    recipe: Recipe,
+    rivals: Mapping[str, Recipe | None],
+    source: int,
+    cross_fit: bool = False,
 ) -> None:
     "On stderr: what will be trained, each with its share of all. `source`: epochs, 0 if cached."
     work = {"source model": source * len(task.source)}
     for name, one in ({} if task.test is None else rivals).items():
         work |= {} if one is None else {name: _passes(one) * len(task.target)}
-    work[method] = _passes(recipe) * len(task.target)
+    work[method] = _passes(recipe, cross_fit) * len(task.target)
     shares = [f"{name} {100 * n / sum(work.values()):.0f} %" for name, n in work.items() if n]
     cached = "" if source else "the source model comes from the cache; "
     _say(f"{cached}to train, with the share of the work: {', '.join(shares)}")
@@ -571,6 +672,7 @@ def _run_methods(
     method: str,
     recipe: Recipe,
     rivals: Mapping[str, Recipe | None],
+    cross_fit: bool = False,
 ) -> dict[str, MethodScores]:
     "Scores of every method; the classifier ends with the adapted weights."
     scores = {}
@@ -585,7 +687,7 @@ def _run_methods(
     weights = place.with_name(f"{place.name}.weights")
 
     def run() -> MethodScores:
-        found = pipeline.train(method, recipe, place, save=True)
+        found = pipeline.train(method, recipe, place, save=True, cross_fit=cross_fit)
         if is_main():
             with quiet_transformers():
                 classifier.model.save_pretrained(weights)
@@ -599,6 +701,28 @@ def _run_methods(
     return scores
 
 # %% ../nbs/2_using/28_adaptation.ipynb #28c069
+def _evidence(pipeline: Pipeline, method: str, scores: Mapping[str, MethodScores]) -> Evidence:
+    "What the page of a run is made from; the classifier has its thresholds."
+    task = pipeline.task
+    return Evidence(
+        source=task.source,
+        target=task.target,
+        before=scores["source"].target if "source" in scores else pipeline.source_probs,
+        after=scores[method].target,
+        thresholds=pipeline.classifier.thresholds,
+        test=task.test,
+        tested={} if task.test is None else {name: one.test for name, one in scores.items()},
+        held_out=scores[method].held_out,
+    )
+
+
+def _fall_back(pipeline: Pipeline, record: dict[str, Any]) -> None:
+    "Give the classifier the source model back, with its thresholds, and say so in `record`."
+    scores = pipeline.source_scores()
+    _set_thresholds(pipeline.classifier, scores)
+    record["kept"] = "source"
+
+
 def _set_thresholds(classifier: Classifier, scores: MethodScores) -> None:
     "Thresholds of the classifier, and of the encoder alone for those who load it without words."
     words = classifier.words
@@ -618,6 +742,8 @@ def adapt(
     loss: nn.Module | None = None,
     teacher: Teacher = None,
     compare_with: Sequence[str] = _COMPARED,
+    cross_fit: bool = False,
+    fallback: bool = False,
     output_dir: Path | str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -630,6 +756,9 @@ def adapt(
     place of the recipe's. `teacher`: who says what an unlabelled text is, in place of the source
     model (`ask_teacher`; `prior_weight=0` leaves its class priors as they are). `compare_with`:
     methods to train beside it where there is something to score on, 'source' or recipes.
+    `cross_fit`: fit a recipe of one round on halves of the target as well, so that its observed
+    positives can say whether it helped (`record["verdict"]`; with two rounds they always can).
+    `fallback`: keep the source model where they say that it hurt.
     `output_dir`: where to save the result; a run that is interrupted then goes on from
     `output_dir.partial` when called again. `dry_run`: check all input, say on stderr what was
     read, and stop there: nothing is trained or written, and None is returned. `options`: fields of
@@ -642,30 +771,36 @@ def adapt(
     settings, method, chosen = _read_options(recipe, loss, options)
     rivals = _rivals(compare_with, method, chosen)
     _check_teacher(teacher, method, [chosen, *rivals.values()])
+    _check_fallback(fallback, cross_fit, method, chosen)
     paths = (source, target, test, settings.model, teacher)
     _check_place(output_dir, overwrite, paths)
     task = read_task(source, target, test, settings)
     fresh = fresh_classifier(task, settings, [chosen, *rivals.values()])
     place = _check_place(
-        output_dir, overwrite, paths, _needed_bytes(fresh, chosen, rivals.values())
+        output_dir, overwrite, paths, _needed_bytes(fresh, chosen, rivals.values(), cross_fit)
     )
     probs = None if teacher is None else ask_teacher(teacher, task)
     if dry_run:
         _say_data(task, fresh)
         return None  # type: ignore[return-value]  # who asks for a dry run expects no result
-    with _workspace(place, _identity(task, settings, method, chosen, probs), overwrite) as work:
+    identity = _identity(task, settings, method, chosen, probs, cross_fit)
+    with _workspace(place, identity, overwrite) as work:
         _say_data(task, fresh)
         cached = is_cached(task.source, fresh, _source_stage(settings))
-        _say_plan(task, method, chosen, rivals, 0 if cached else settings.source_epochs)
+        source_epochs = 0 if cached else settings.source_epochs
+        _say_plan(task, method, chosen, rivals, source_epochs, cross_fit)
         clock = _Clock(work, began)
         with clock.running():
             source_stage = source_model(task, fresh, settings)
             pipeline = Pipeline(task, source_stage, settings.seed, probs)
-            scores = _run_methods(pipeline, work, method, chosen, rivals)
+            scores = _run_methods(pipeline, work, method, chosen, rivals, cross_fit)
         record = _record(pipeline, settings, method, chosen, scores)
         record["seconds"] = clock.seconds()
         _set_thresholds(pipeline.classifier, scores[method])
-        result = Adaptation(pipeline.classifier, record)
+        seen = _evidence(pipeline, method, scores)
+        if fallback and record["verdict"]["word"] == "hurt":
+            _fall_back(pipeline, record)
+        result = Adaptation(pipeline.classifier, record, seen)
         if place is not None and is_main():
             result.save(place, overwrite)
     return result

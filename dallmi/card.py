@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 import dallmi
 from .files import safe_name
 from .training.encoder import HUB_DEFAULT
+from .verdict import verdict_text
 
 # %% ../nbs/2_using/26_card.ipynb #26c011
 _Metrics = Mapping[str, Mapping[str, Any]]
@@ -118,7 +119,7 @@ Fine-tuned on {source} labelled texts of a source domain, then adapted to a targ
 
 {measured}
 
-{views}Scores are sigmoid outputs, one per label. `config.json` holds a threshold per label under
+{verdict}{views}Scores are sigmoid outputs, one per label. `config.json` holds a threshold per label under
 `thresholds`, chosen without any negatives: the one with the highest F1 that the scores on the
 target texts lead to expect.
 """
@@ -143,13 +144,25 @@ def _markdown_table(metrics: _Metrics) -> str:
 
 def _views_paragraph(record: Mapping[str, Any]) -> str:
     "What a card says of the two views, and what it costs in mAP to read only one; '' for one."
-    if not (record["recipe"].get("words")):
+    if not (record["recipe"].get("words")) or "kept" in record:
         return ""
     views, both = record["views"], record["metrics"].get(record["method"])
     if not views or not both:
         return _VIEWS.format(cost="")
     alone, together = 100 * views["encoder"]["mAP"], 100 * both["mAP"]
     return _VIEWS.format(cost=f", which has mAP {alone:.1f} instead of {together:.1f}")
+
+
+def _kept(record: Mapping[str, Any]) -> str:
+    "The method whose model the checkpoint is: the recipe, or 'source' after a fallback."
+    return record.get("kept", record["method"])
+
+
+def _verdict_paragraph(record: Mapping[str, Any]) -> str:
+    "What a card says of the verdict, and of the model that was kept; '' without a verdict."
+    lines = " ".join(line.strip() for line in "\n".join(_verdict_lines(record)).splitlines())
+    said = safe_name(lines, "markdown")
+    return f"{said[:1].upper()}{said[1:]}.\n\n" if said else ""
 
 
 def model_card(record: Mapping[str, Any]) -> str:
@@ -163,16 +176,25 @@ def model_card(record: Mapping[str, Any]) -> str:
         )
         measured = f"{intro}\n\n{_markdown_table(metrics)}"
     return _CARD.format(
-        header=_card_header(record["settings"]["model"], record["method"], metrics),
+        header=_card_header(record["settings"]["model"], _kept(record), metrics),
         version=dallmi.__version__,
         names=", ".join(safe_name(name, "markdown") for name in record["observed"]),
         method=safe_name(record["method"], "markdown"),
         measured=measured,
+        verdict=_verdict_paragraph(record),
         views=_views_paragraph(record),
         **counts,
     )
 
 # %% ../nbs/2_using/26_card.ipynb #26c040
+def _verdict_lines(record: Mapping[str, Any]) -> list[str]:
+    "What the observed positives say of the adaptation, and what was kept, as lines of text."
+    if "verdict" not in record:
+        return []
+    kept = "the source model is kept (fallback)"
+    return ["", verdict_text(record["verdict"]), *([kept] if "kept" in record else [])]
+
+
 def run_report(record: Mapping[str, Any]) -> str:
     "A run in a screen of text: what was done, and the table of what was measured."
     settings, counts, metrics = record["settings"], record["counts"], record["metrics"]
@@ -188,7 +210,8 @@ def run_report(record: Mapping[str, Any]) -> str:
             "so most of them are cut; a larger --max-length reads more, and takes longer"
         )
     if not metrics:
-        return "\n".join([*lines, "no labelled target texts to score on (--test FILE)"])
+        lines.append("no labelled target texts to score on (--test FILE)")
+        return "\n".join([*lines, *_verdict_lines(record)])
     first = next(iter(metrics.values()))["labels"]["AP"]
     scored = [record["chance"][n] for n, ap in first.items() if ap is not None]
     lines.append(
@@ -199,4 +222,4 @@ def run_report(record: Mapping[str, Any]) -> str:
         lines.append(
             "not scored, as the held-out texts show no positive or no negative: " + ", ".join(lost)
         )
-    return "\n".join([*lines, "", results_table(metrics)])
+    return "\n".join([*lines, "", results_table(metrics), *_verdict_lines(record)])

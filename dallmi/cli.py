@@ -234,6 +234,17 @@ def _add_run(parser: argparse.ArgumentParser, out: str) -> None:
     )
     _add_recipe(parser)
     parser.add_argument(
+        "--fallback",
+        action="store_true",
+        help="keep the source model where the observed positives say that adapting hurt",
+    )
+    parser.add_argument(
+        "--cross-fit",
+        action="store_true",
+        help="train a recipe of one round on halves of the target as well, so that the observed "
+        "positives can say whether it helped",
+    )
+    parser.add_argument(
         "--teacher",
         nargs="+",
         metavar="FILE",
@@ -488,6 +499,8 @@ def _run_adapt(args: argparse.Namespace) -> None:
             output_dir=args.out,
             overwrite=args.overwrite,
             dry_run=args.dry_run,
+            cross_fit=args.cross_fit,
+            fallback=args.fallback,
             **options,
         )
     except TrainingDiverged as e:
@@ -497,6 +510,7 @@ def _run_adapt(args: argparse.Namespace) -> None:
     elif is_main():
         files = "checkpoint, card, metrics.json, settings.json"
         files += ", per_label_ap.png" if result.metrics else ""
+        files += ", report.html"
         print(f"\n{result.report()}\n\n{result.record['seconds']:.0f} s; {files} in {args.out}")
 
 # %% ../nbs/2_using/32_command_line.ipynb #32c039

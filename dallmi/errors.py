@@ -46,9 +46,11 @@ _SECRETS = (
 _SECRET_NAMES = re.compile("TOKEN|SECRET|PASSWORD|API_?KEY", re.I)
 
 
-def _hide_secrets(text: str) -> str:
-    """`text` with *** in place of what looks like a token or a password, and of the value of any
-    environment variable that is called so. Whatever a library says goes through it."""
+def _hide_secrets(text: str, secret: object = None) -> str:
+    """`text` with *** in place of the `secret`, of what looks like a token or a password, and of the
+    value of any environment variable that is called so. Whatever a library says goes through it."""
+    if isinstance(secret, str) and secret:
+        text = text.replace(secret, "***")
     for name, value in os.environ.items():
         if len(value) >= 8 and _SECRET_NAMES.search(name):
             text = text.replace(value, "***")
@@ -57,11 +59,11 @@ def _hide_secrets(text: str) -> str:
     return text
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException, secret: object = None) -> str:
     """First line of an error's message, at most 200 characters, without a full stop; or its kind.
 
-    Secrets are hidden."""
-    lines = _hide_secrets(str(error)).strip().splitlines() or [type(error).__name__]
+    Secrets are hidden, also the `secret` that the user gave."""
+    lines = _hide_secrets(str(error), secret).strip().splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(". ")
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'atomic_path', 'write_json', 'read_json', 'mark_folder', 'writing_to', 'check_output', 'work_folder',
-           'safe_cell', 'safe_name']
+           'safe_cell', 'spreadsheet_safe', 'safe_name']
 
 # %% ../nbs/2_using/20_files.ipynb #20c002
 import errno
@@ -20,12 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
 import dallmi
 from .errors import InputError, first_line, listing, user_path
+
+if TYPE_CHECKING:  # pandas takes half a second to import
+    import pandas as pd
 
 # %% ../nbs/2_using/20_files.ipynb #20c007
 MARKER = "dallmi.json"
@@ -609,6 +612,15 @@ def safe_cell(value: Any) -> Any:
     except ValueError:
         return f"'{value}"
     return value
+
+
+def spreadsheet_safe(table: "pd.DataFrame") -> "pd.DataFrame":
+    "A copy of `table` for CSV: no text cell or column name is a formula to a spreadsheet."
+    safe = table.copy()
+    for j, kind in enumerate(table.dtypes):
+        if kind.kind not in "biufc":
+            safe.isetitem(j, [safe_cell(value) for value in table.iloc[:, j]])
+    return safe.set_axis([safe_cell(name) for name in table.columns], axis=1)
 
 # %% ../nbs/2_using/20_files.ipynb #20c072
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~#!$:@])")

@@ -41,8 +41,9 @@ from dallmi.data.domain import (
     check_positives,
     tokenize_domain,
 )
+from .data.labels import load_domains
 from .data.masking import mask_labels
-from .data.readers import DomainLike, load_domains, read_rows
+from .data.readers import DomainLike, read_rows
 from .errors import InputError, first_line, listing, user_path
 from .files import _why_disk, atomic_path
 from .inference import Classifier
@@ -420,12 +421,16 @@ def _once(path: Path | None, shape: tuple[int, ...], make: Callable[[], np.ndarr
 class MethodScores:
     """What a method says: probabilities of the target's texts [N, L] and the test's [M, L].
 
-    `views`: where it has two, what the 'encoder' and the 'words' say alone."""
+    `views`: where it has two, what the 'encoder' and the 'words' say alone. `held_out`: where it
+    was fitted on parts of the target as well, probabilities [N, L] of the target's texts, each by
+    a training that had not seen its labels; `folds` [N]: which of the trainings that was."""
 
     target: np.ndarray
     test: np.ndarray
     seconds: float = 0.0
     views: Mapping[str, "MethodScores"] = field(default_factory=dict)
+    held_out: np.ndarray | None = None
+    folds: np.ndarray | None = None
 
 
 class Pipeline:
@@ -500,25 +505,43 @@ class Pipeline:
             )
         return self.scores()
 
-    def train(self, title: str, recipe: Recipe, folder: Path, save: bool = False) -> MethodScores:
+    def train(
+        self, title: str, recipe: Recipe, folder: Path, save: bool = False, cross_fit: bool = False
+    ) -> MethodScores:
         """Adapt the source model by `recipe`; the classifier keeps the adapted weights and, where
         the recipe has them, both views.
 
-        With `save`, `folder` gets checkpoints, and a training that was interrupted goes on."""
+        With `save`, `folder` gets checkpoints, and a training that was interrupted goes on. With
+        `cross_fit`, a recipe of one round is fitted on both halves first, to have scores that are
+        held out; of more rounds, the first gives them."""
         began = time.monotonic()
         teacher = self.teacher_probs if recipe.asks_teacher else None
+        held_out = None
+        if cross_fit and recipe.rounds == 1 and recipe.labels != "none":
+            long = replace(recipe, epochs=2 * recipe.epochs)
+            held_out = self._cross_fit(f"{title}, to judge", long, teacher, folder / "round0", save)
         for number in range(1, recipe.rounds):
             name = f"{title}, round {number}"
             teacher = self._cross_fit(name, recipe, teacher, folder / f"round{number}", save)
+            held_out = teacher if held_out is None else held_out  # later teachers have seen all
         self._fit(title, recipe, np.arange(len(self.rows)), teacher, folder, save)
-        return self.scores(time.monotonic() - began)
+        scores = self.scores(time.monotonic() - began)
+        if recipe.labels == "none":  # it has seen no labels at all
+            return replace(scores, held_out=scores.target, folds=np.zeros(len(self.rows), int))
+        if held_out is None:
+            return scores
+        return replace(scores, held_out=held_out, folds=self._halves())
+
+    def _halves(self) -> np.ndarray:
+        "The half, 0 or 1, that each of the target's texts is in: [N]."
+        return np.random.default_rng(self.seed).permutation(len(self.rows)) % 2
 
     def _cross_fit(
         self, title: str, recipe: Recipe, teacher: np.ndarray | None, folder: Path, save: bool
     ) -> np.ndarray:
         """Probabilities [N, L] of the target's texts, each by a training on the half of the texts
         that it is not in."""
-        half = np.random.default_rng(self.seed).permutation(len(self.rows)) % 2
+        half = self._halves()
         short = replace(recipe, epochs=-(-recipe.epochs // 2))
         probs = np.empty(self.task.target.labels.shape, dtype=np.float32)
         for number in (0, 1):

@@ -19,7 +19,7 @@ import torch
 
 from dallmi.data.domain import Domain
 from dallmi.data.masking import mask_labels
-from dallmi.data.readers import load_domain
+from dallmi.data.labels import load_domain
 from dallmi.losses.anchored import make_anchors
 from dallmi.pipeline import Pipeline, Task, untrained_classifier
 from dallmi.recipes import RECIPES

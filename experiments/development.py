@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dallmi.data.domain import check_positives, tokenize_domain
 from dallmi.data.masking import mask_labels
-from dallmi.data.readers import load_domain
+from dallmi.data.labels import load_domain
 from dallmi.losses import BCELoss
 from dallmi.losses.anchored import (
     correct_prior,

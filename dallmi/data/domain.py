@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLANK', 'as_unlabelled', 'name_list', 'Domain', 'check_texts', 'check_rows', 'check_names', 'match_labels',
-           'check_positives', 'check_disjoint', 'check_overlap', 'tokenize_domain']
+           'check_positives', 'check_disjoint', 'check_overlap', 'films_table', 'load_films', 'tokenize_domain']
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c003
 import csv
@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -434,7 +435,25 @@ def check_overlap(source: Domain, target: Domain, test: Domain | None = None) ->
         said.append(f"{sentence}.")
     return said
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c062
+# %% ../../nbs/1_method/01_domains.ipynb #01c059
+def films_table(part: str) -> pd.DataFrame:
+    """The bundled films corpus as its file has it, all cells strings: id, title, year, text and a
+    column per genre.
+
+    `part`: 'source' (synopses) or 'target' (blurbs). Raises `InputError` for another."""
+    if part not in ("source", "target"):
+        raise InputError(f"There is no films domain '{part}'; use films:source or films:target.")
+    path = str(files("dallmi") / "films" / f"{part}.csv")
+    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+
+
+def load_films(part: str) -> Domain:
+    "The `Domain` of the bundled films, 'source' or 'target', every label known."
+    table = films_table(part)
+    genres = list(table.columns[4:])  # to the right of id, title, year and text
+    return Domain(table["text"], table[genres], genres, table["id"])
+
+# %% ../../nbs/1_method/01_domains.ipynb #01c063
 def _split_rows(texts: list[str], test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "Row numbers of a train and a test part; copies of a text go to the same part."
     check_number("test", test, -np.inf)
@@ -457,7 +476,7 @@ def _split_rows(texts: list[str], test: float, seed: int) -> tuple[np.ndarray, n
         )
     return rows[cut:], rows[:cut]
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c066
+# %% ../../nbs/1_method/01_domains.ipynb #01c067
 def tokenize_domain(
     domain: Domain, tokenizer: "PreTrainedTokenizerBase", max_length: int = 128
 ) -> Dataset:

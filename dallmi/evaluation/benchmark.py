@@ -34,7 +34,7 @@ import dallmi
 from ..adaptation import fresh_classifier, read_task, source_model
 from ..baselines.adversarial import adapt_adversarially
 from ..data.domain import Domain, check_overlap
-from ..data.readers import load_domains
+from ..data.labels import load_domains
 from ..errors import InputError, check_number, first_line, unknown_name, user_path
 from .results import check_together, read_trial
 from ..files import check_output, safe_name, write_json, writing_to

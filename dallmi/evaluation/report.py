@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -32,6 +34,7 @@ from dallmi.evaluation.results import (
     what_was_run,
 )
 from ..files import atomic_path, check_output, mark_folder, safe_cell, safe_name, writing_to
+from ..page import fill_template, inline_svg
 
 # %% ../../nbs/3_judging/38_report.ipynb #38c009
 _PLACE = ["pair", "masking", "label_fraction"]
@@ -761,6 +764,32 @@ def _csv(table: pd.DataFrame) -> str:
     return safe.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
+def _drawn(body: str, figures: Mapping[str, Figure]) -> Markup:
+    "The HTML of a section with its tables in boxes that scroll and its figures drawn."
+    for name, figure in figures.items():
+        picture = f'<p><img src="{name}.png" alt="{name}" /></p>'
+        if picture in body:
+            drawn = inline_svg(figure, f"{name}: {_CAPTION[name]}")
+            body = body.replace(picture, f'<figure class="figure" tabindex="0">{drawn}</figure>')
+    body = body.replace("<th>", '<th scope="col">')
+    body = body.replace("<table>", '<div class="scroll" tabindex="0"><table>')
+    return Markup(body.replace("</table>", "</table></div>"))
+
+
+def _as_page(text: str, figures: Mapping[str, Figure]) -> str:
+    "The Markdown text of a report as one HTML file that fetches nothing: a section per heading."
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    lead, *parts = re.split(r"^## ", text, flags=re.MULTILINE)
+    sections: list[dict[str, Any]] = []
+    for part in parts:
+        title, _, body = part.partition("\n")
+        below = any(one["title"] == "Figures" for one in sections)  # a pair of its own, the cost
+        drawn = _drawn(reader.render(body), figures)
+        sections.append({"title": Markup(reader.renderInline(title)), "body": drawn})
+        sections[-1]["open"] = not below
+    return fill_template("benchmark.html", lead=Markup(reader.render(lead)), sections=sections)
+
+
 def write_report(
     results: Path | str | Iterable[Path | str],
     out: Path | str | None = None,
@@ -772,13 +801,13 @@ def write_report(
 
     `results`: folders, or files of `pack_trials`, one or several. `out`: default the folder
     `report` in the first, or a folder beside the file; an earlier report there is replaced in one
-    step. It gets `report.md`, `report.csv` (a row per pair, method and availability), `trials.csv`
-    (a row per trial), `labels.csv` (a row per trial and label) and figures; CSV scores lie in
-    [0, 1]. `metrics`: the score tables to show. `ours`: how the names of the methods under test
-    begin; all others but `supervised` are baselines. `draws`: of the bootstrap. The same results
-    give the same bytes, whatever their files are called. Raises `InputError`: see `load_trials`;
-    also for an unknown metric, and an `out` that cannot be written or holds anything but an earlier
-    report."""
+    step. It gets `report.md`, the same as a page `report.html`, `report.csv` (a row per pair,
+    method and availability), `trials.csv` (a row per trial), `labels.csv` (a row per trial and
+    label) and figures; CSV scores lie in [0, 1]. `metrics`: the score tables to show. `ours`: how
+    the names of the methods under test begin; all others but `supervised` are baselines. `draws`:
+    of the bootstrap. The same results give the same bytes, whatever their files are called. Raises
+    `InputError`: see `load_trials`; also for an unknown metric, and an `out` that cannot be written
+    or holds anything but an earlier report."""
     metrics, ours = ((x,) if isinstance(x, str) else tuple(x) for x in (metrics, ours))
     for metric in metrics:
         if metric not in _MEANING:
@@ -804,5 +833,6 @@ def write_report(
             (folder / f"{name}.csv").write_text(_csv(table), encoding="utf-8")
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png")
+        (folder / "report.html").write_text(_as_page(text, figures), encoding="utf-8")
         mark_folder(folder, "report")
     return text

@@ -29,7 +29,7 @@
   const say = (slider) => {
     const [threshold, tagged, right] = value(slider);
     const total = Number(slider.dataset.total);
-    const text = `Over ${threshold}: ${tagged} texts tagged, ${right} of them expected to be right`
+    const text = `Over ${threshold}: ${tagged} ${tagged === 1 ? "text" : "texts"} tagged, about ${Math.round(right)} of them rightly`
       + (tagged ? ` (precision ${percent(right / tagged)}, recall ${percent(right / total)}).` : ".");
     slider.setAttribute("aria-valuetext", text);
     slider.parentElement.querySelector("output").textContent = text;
