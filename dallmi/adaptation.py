@@ -56,6 +56,7 @@ from dallmi.pipeline import (
     Teacher,
     ask_teacher,
     barrier,
+    check_cache,
     digest,
     is_cached,
     is_main,
@@ -66,7 +67,10 @@ from dallmi.pipeline import (
 )
 from .recipes import OTHER_NAMES, RECIPES, Recipe, find_recipe
 from .settings import Settings
+from .training.adapters import check_size, load_trained, merge_lora, save_trained
+from .suggest import suggest
 from .training.callbacks import quiet_transformers
+from .training.encoder import default_model
 from .verdict import did_it_help
 from .words import TwoViews
 
@@ -236,7 +240,7 @@ def _identity(
 # %% ../nbs/2_using/28_adaptation.ipynb #28c041
 _CHECKPOINT = [
     *("*.safetensors", "*.json", "*.pt", "*.pth", "*.bin", "*.jinja", "*.model", ".tmp*"),
-    *("vocab.txt", "merges.txt"),
+    *("vocab.txt", "merges.txt", "README.md"),
 ]
 _WORK = [
     *("*.npz", "clock.json"),
@@ -305,13 +309,14 @@ def _record(
     observed = (task.target.labels == 1).sum(0)
     names = task.source.label_names
     longest = pipeline.classifier.max_length
+    cuts = pipeline.classifier.long_texts == "first"
     counts = {
         "source": len(task.source),
         "target": len(task.target),
         "test": 0 if task.test is None else len(task.test),
         "labels": len(names),
         "observed": int(observed.sum()),
-        "cut": sum(len(ids) == longest for ids in pipeline.rows["input_ids"]),
+        "cut": cuts * sum(len(ids) == longest for ids in pipeline.rows["input_ids"]),
     }
     return {
         "method": method,
@@ -424,6 +429,11 @@ class Adaptation:
         """One row per text: a probability per label, and in `labels` the names over their
         thresholds."""
         return self.classifier.predict(texts)
+
+    def suggest(self, texts: Sequence[str], n: int = 20, **options: Any) -> pd.DataFrame:
+        """The `n` of the unlabelled `texts` whose labels should help most, the best first, with the
+        model's guess; `options`: see `dallmi.suggest.suggest`."""
+        return suggest(self.classifier, texts, n, **options)
 
     def report(self) -> str:
         "What was done and measured, as text."
@@ -546,20 +556,24 @@ def _needed_bytes(
 ) -> int:
     """About the bytes that a run writes: per training the weights and an optimizer's two numbers
     for each of them, twice while the newest checkpoint takes the place of the last."""
-    model = sum(p.numel() * p.element_size() for p in fresh.model.parameters())
+    weights = list(fresh.model.parameters())
+    model = sum(p.numel() * p.element_size() for p in weights)
+    trained = sum(p.numel() * p.element_size() for p in weights if p.requires_grad)
     trainings = 1 + sum(rival is not None for rival in rivals) + 2 * (method.rounds - 1)
     trainings += 2 * (cross_fit and method.rounds == 1)
-    return model * (3 * trainings + 4)
+    return 2 * model + trained * (3 * trainings + 2)
 
 
-def read_task(source: Any, target: Any, test: Any, settings: Settings) -> Task:
+def read_task(
+    source: Any, target: Any, test: Any, settings: Settings, labelled: Any = None
+) -> Task:
     "The texts and labels that `settings` choose. Raises `InputError` for what cannot be used."
     for part, given in {"source": source, "target": target}.items():
         if given is None:
             raise InputError(f"There is no {part}: give texts, such as the path of a file.")
     names = inspect.signature(load_task).parameters
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in names}
-    return load_task(source, target, test, **chosen)
+    return load_task(source, target, test, labelled=labelled, **chosen)
 
 
 def fresh_classifier(
@@ -567,6 +581,7 @@ def fresh_classifier(
 ) -> Classifier:
     "The untrained encoder that `settings` name, checked against what the recipes will do to it."
     domains = [task.source, task.target]
+    check_size(settings.model or default_model(), settings.lora, settings.merge)
     fresh = untrained_classifier(
         task.source.label_names,
         settings.model,
@@ -574,6 +589,8 @@ def fresh_classifier(
         settings.bf16,
         settings.seed,
         domains,
+        settings.lora,
+        settings.long_texts,
     )
     for recipe in recipes:
         if recipe is not None and recipe.mixup is not None:
@@ -659,7 +676,7 @@ def _load_weights(classifier: Classifier, folder: Path, recipe: Recipe) -> bool:
         words = TwoViews.load(folder, classifier.label_names) if recipe.words else None
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             return False
-        classifier.model.load_state_dict(weights)
+        load_trained(classifier.model, weights)
     except Exception:  # the libraries below raise errors of many kinds
         return False
     classifier.words = words
@@ -689,8 +706,7 @@ def _run_methods(
     def run() -> MethodScores:
         found = pipeline.train(method, recipe, place, save=True, cross_fit=cross_fit)
         if is_main():
-            with quiet_transformers():
-                classifier.model.save_pretrained(weights)
+            save_trained(classifier.model, weights)
             if classifier.words is not None:
                 classifier.words.save(weights)
         return found
@@ -723,6 +739,13 @@ def _fall_back(pipeline: Pipeline, record: dict[str, Any]) -> None:
     record["kept"] = "source"
 
 
+def _merged(classifier: Classifier, settings: Settings) -> Classifier:
+    "The classifier, its adapters added to the weights where `settings` say so."
+    if settings.lora and settings.merge:
+        classifier.model = merge_lora(classifier.model)
+    return classifier
+
+
 def _set_thresholds(classifier: Classifier, scores: MethodScores) -> None:
     "Thresholds of the classifier, and of the encoder alone for those who load it without words."
     words = classifier.words
@@ -740,6 +763,7 @@ def adapt(
     *,
     recipe: str | Recipe = "anchored",
     loss: nn.Module | None = None,
+    labelled: DomainLike | Sequence[DomainLike] | None = None,
     teacher: Teacher = None,
     compare_with: Sequence[str] = _COMPARED,
     cross_fit: bool = False,
@@ -753,7 +777,8 @@ def adapt(
 
     `source`, `target`, `test`: what `load_domain` reads, or domains. `recipe`: a name of
     `RECIPES`, one with changes ('anchored:epochs=5'), or a `Recipe`. `loss`: an objective in
-    place of the recipe's. `teacher`: who says what an unlabelled text is, in place of the source
+    place of the recipe's. `labelled`: files with more labels of the target's texts, such as sheets
+    of `suggest` that were filled in, earlier rounds first (`merge_labels`). `teacher`: who says what an unlabelled text is, in place of the source
     model (`ask_teacher`; `prior_weight=0` leaves its class priors as they are). `compare_with`:
     methods to train beside it where there is something to score on, 'source' or recipes.
     `cross_fit`: fit a recipe of one round on halves of the target as well, so that its observed
@@ -772,9 +797,11 @@ def adapt(
     rivals = _rivals(compare_with, method, chosen)
     _check_teacher(teacher, method, [chosen, *rivals.values()])
     _check_fallback(fallback, cross_fit, method, chosen)
-    paths = (source, target, test, settings.model, teacher)
+    rounds = labelled if isinstance(labelled, (list, tuple)) else [labelled]
+    paths = (source, target, test, settings.model, teacher, *rounds)
     _check_place(output_dir, overwrite, paths)
-    task = read_task(source, target, test, settings)
+    check_cache()
+    task = read_task(source, target, test, settings, labelled)
     fresh = fresh_classifier(task, settings, [chosen, *rivals.values()])
     place = _check_place(
         output_dir, overwrite, paths, _needed_bytes(fresh, chosen, rivals.values(), cross_fit)
@@ -800,7 +827,7 @@ def adapt(
         seen = _evidence(pipeline, method, scores)
         if fallback and record["verdict"]["word"] == "hurt":
             _fall_back(pipeline, record)
-        result = Adaptation(pipeline.classifier, record, seen)
+        result = Adaptation(_merged(pipeline.classifier, settings), record, seen)
         if place is not None and is_main():
             result.save(place, overwrite)
     return result

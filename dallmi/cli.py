@@ -161,6 +161,13 @@ Writes a CSV with the texts' ids, a probability per label, and the labels over t
 checkpoint's thresholds, separated by |. FILE may also be .tsv, .jsonl or .parquet. Where the
 checkpoint has a word view beside its encoder, both answer together.""",
     ),
+    "suggest": (
+        "choose the texts to label next, as a sheet to be filled in",
+        """\
+Writes the texts whose labels should help most: a CSV to open in a spreadsheet, with the model's
+guess beside each text and a blank column per label (or .json for Label Studio, .jsonl for
+Argilla). Write 1 where a text has a label, then give the sheet to adapt with --labelled.""",
+    ),
     "recipes": (
         "list the recipes and what can be changed in them",
         """\
@@ -191,6 +198,7 @@ _EXAMPLES = {
     "demo": "dallmi demo",
     "adapt": "dallmi adapt --source reviews.csv --target tickets.csv --out my-model",
     "predict": "dallmi predict my-model new.csv --out scores.csv",
+    "suggest": "dallmi suggest my-model new.csv --n 20 --out to-label.csv",
     "recipes": "dallmi recipes",
     "benchmark": "dallmi benchmark --pairs films --methods source anchored --jobs 2 --out results",
     "report": "dallmi report results",
@@ -287,11 +295,50 @@ def _add_adapt(commands: Any) -> None:
         help="labelled target texts to score on (with --label-fraction the default is a fifth of "
         "the target)",
     )
+    sub.add_argument(
+        "--labelled",
+        nargs="+",
+        metavar="FILE",
+        help="more labels of the target's texts, such as sheets of suggest that were filled in, "
+        "earlier rounds first",
+    )
     _add_run(sub, "dallmi-adapted")
     _add_settings(sub)
     sub = _add_command(commands, "demo")
     _add_run(sub, "dallmi-demo")
     _add_settings(sub, skip=_OF_FILES)
+
+
+def _add_suggest(commands: Any) -> None:
+    "The options of `dallmi suggest`."
+    sub = _add_command(commands, "suggest")
+    sub.add_argument("checkpoint", metavar="DIR", help="folder written by adapt")
+    sub.add_argument("file", metavar="FILE", help="texts of the new domain")
+    sub.add_argument("--n", type=int, default=20, metavar="N", help="how many (default: 20)")
+    sub.add_argument(
+        "--labelled",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="sheets that were filled in before; their texts are left out",
+    )
+    sub.add_argument(
+        "--strategy",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help="random, likely, uncertain or disagreement (default: the best of the chapter's table)",
+    )
+    sub.add_argument(
+        "--diverse",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
+        help="texts that are unlike each other",
+    )
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default: 0)")
+    sub.add_argument(
+        "--text-column", metavar="NAME", help="name of the text column (default: text)"
+    )
+    _add_out(sub, "to-label.csv", "file")
 
 
 def _add_predict(commands: Any) -> None:
@@ -351,6 +398,19 @@ def _add_benchmark(commands: Any) -> None:
         sub.add_argument(
             _option(name), type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text
         )
+    sub.add_argument(
+        "--target-rows",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="target texts to train on; the rest is the test (default: all but a fifth)",
+    )
+    sub.add_argument(
+        "--split",
+        choices=("test", "validation"),
+        default=argparse.SUPPRESS,
+        help="what is scored: the test, or for choices held-out training texts (default: test)",
+    )
     sub.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="trials at a time (default: 1)"
     )
@@ -427,6 +487,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_adapt(commands)
     _add_predict(commands)
+    _add_suggest(commands)
     _add_command(commands, "recipes")
     _add_benchmark(commands)
     _add_report(commands)
@@ -495,6 +556,7 @@ def _run_adapt(args: argparse.Namespace) -> None:
         result = adapt(
             *domains,
             recipe=args.recipe,
+            labelled=getattr(args, "labelled", None),
             teacher=teachers if len(teachers) > 1 else teachers[0],
             output_dir=args.out,
             overwrite=args.overwrite,
@@ -522,6 +584,15 @@ def _run_predict(args: argparse.Namespace) -> None:
     print(predict_file(args.checkpoint, args.file, args.out, args.text_column, args.overwrite))
 
 
+def _run_suggest(args: argparse.Namespace) -> None:
+    "`dallmi suggest`: write the sheet, then say where."
+    with _importing():
+        from dallmi.suggest import suggest_file
+
+    names = ("n", "labelled", "strategy", "diverse", "text_column", "seed", "overwrite")
+    print(suggest_file(args.checkpoint, args.file, args.out, **_given(args, names)))
+
+
 def _run_recipes(args: argparse.Namespace) -> None:
     "`dallmi recipes`: the table of recipes."
     with _importing():
@@ -541,7 +612,7 @@ def _run_benchmark(args: argparse.Namespace) -> None:
         data_dir=args.data_dir,
         settings=settings,
         budget=_given(args, ("epochs", "batch_size")),
-        **_given(args, _LISTS),
+        **_given(args, (*_LISTS, "target_rows", "split")),
     )
     failed = benchmark(grid, args.out, args.jobs)
     if failed:
@@ -582,6 +653,7 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "adapt": _run_adapt,
     "demo": _run_adapt,
     "predict": _run_predict,
+    "suggest": _run_suggest,
     "recipes": _run_recipes,
     "benchmark": _run_benchmark,
     "report": _run_report,

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from .errors import InputError, check_number
 
@@ -38,6 +38,10 @@ def _plain(value: Any) -> Any:
         return os.fspath(value)
     if getattr(value, "ndim", None) == 0:
         return value.item()
+    if hasattr(value, "peft_type"):
+        from dallmi.training.adapters import plain_lora  # who has a LoraConfig has torch
+
+        return plain_lora(value)
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
@@ -52,9 +56,13 @@ def _check_kind(name: str, value: Any, kinds: Collection[Any]) -> None:
         raise InputError(f"{name}=None is missing; give a value.")
     if value is None or (isinstance(value, str) and value in words):
         return
-    if bool in kinds:
+    fielded = any(get_origin(kind) is Mapping for kind in kinds)
+    if bool in kinds and not fielded:
         if not isinstance(value, bool):
             raise InputError(f"{name}={value!r} is neither True nor False.")
+    elif fielded:
+        if not isinstance(value, (bool, Mapping)):
+            raise InputError(f"{name}={value!r:.40} cannot be used; give True or a LoraConfig.")
     elif int in kinds or float in kinds:
         try:
             low, high = _RANGES.get(name, (-math.inf, math.inf))
@@ -126,14 +134,27 @@ class Settings:
     model: str | None = _setting(
         None,
         "model",
-        "folder or hub name of an encoder (default: MiniLM; the paper's: bert-base-uncased)",
+        "folder or hub name of an encoder (default: MiniLM; the paper's: bert-base-uncased) or "
+        "of a decoder, such as Qwen/Qwen3-0.6B",
         metavar="NAME",
+    )
+    lora: bool | Mapping[str, Any] = _setting(
+        False, "model", "train adapters and the head alone (needs dallmi[lora])"
+    )
+    merge: bool = _setting(
+        True, "model", "add the adapters to the weights when done: a stock checkpoint"
     )
     max_length: int | Literal["auto"] = _setting(
         "auto",
         "model",
         "tokens of a text that are read; auto: nine tenths are no longer",
         metavar="N",
+    )
+    long_texts: str = _setting(
+        "first",
+        "model",
+        "of a text with more tokens, read the first ones alone, or all through windows",
+        choices=("first", "windows"),
     )
     source_epochs: int = _setting(5, "source stage", "passes over the source", metavar="N")
     source_batch_size: int = _setting(16, "source stage", "source texts per batch", metavar="N")

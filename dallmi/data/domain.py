@@ -75,6 +75,8 @@ def name_list(names: str | Sequence[str], have: Collection[str] = ()) -> list[st
     Raises `InputError` where one is missing or repeated, and for what holds no names."""
     if not isinstance(names, Iterable) or isinstance(names, (bytes, Mapping)):
         raise InputError(f"{names!r} holds no names; give a list, or a string with commas.")
+    if isinstance(names, (set, frozenset)):  # has no order that would be the same tomorrow
+        names = sorted(map(str, names))
     if not isinstance(names, str):
         found = [_clean_name(name) for name in names]
     elif _clean_name(names) in have:
@@ -444,7 +446,7 @@ def films_table(part: str) -> pd.DataFrame:
     if part not in ("source", "target"):
         raise InputError(f"There is no films domain '{part}'; use films:source or films:target.")
     path = str(files("dallmi") / "films" / f"{part}.csv")
-    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    return pd.read_csv(path, dtype=object, keep_default_na=False, encoding="utf-8")
 
 
 def load_films(part: str) -> Domain:

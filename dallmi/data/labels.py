@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'load_domain', 'load_domains', 'describe_data', 'load_pape
 
 # %% ../../nbs/2_using/11_labels.ipynb #11c003
 import ast
-import csv
+import inspect
 import json
 import os
 import re
@@ -44,7 +44,7 @@ from dallmi.data.readers import (
     read_rows,
     read_table,
 )
-from ..errors import InputError, check_number, first_line, listing, user_path
+from ..errors import InputError, check_number, first_line, listing, unknown_name, user_path
 
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,9 @@ def _unknown_values(unknown: object) -> frozenset[str]:
     "The cells that are declared as unknown, as lower-case strings. Raises `InputError`."
     if unknown is None:
         return frozenset()
-    single = isinstance(unknown, (int, float)) or not isinstance(unknown, Iterable)
+    single = isinstance(unknown, (int, float, np.number))
+    if not single and (not isinstance(unknown, Iterable) or isinstance(unknown, (bytes, Mapping))):
+        raise InputError(f"unknown={str(unknown)[:40]} is no value of a cell; give one such as -1.")
     names = name_list([str(unknown)] if single else unknown)  # type: ignore[arg-type]
     found = {name.lower() for name in names}
     for name in names:
@@ -87,6 +89,10 @@ def _all_numbers(text: str) -> bool:
         return False
 
 # %% ../../nbs/2_using/11_labels.ipynb #11c010
+_FOREIGN = {"on": 1, "ja": 1, "oui": 1, "si": 1, "sí": 1, "sim": 1, "wahr": 1, "vrai": 1}
+_FOREIGN |= {"off": 0, "nein": 0, "non": 0, "não": 0, "falsch": 0, "faux": 0}  # answers elsewhere
+
+
 def _cell_hint(value: object) -> str:
     "What to do about a `value` that is not 1, 0 or blank, by what it looks like."
     text = str(value).strip()
@@ -101,8 +107,12 @@ def _cell_hint(value: object) -> str:
         return "-1 and -100 often stand for unknown: leave it blank, or say unknown=-1 (--unknown)"
     if re.fullmatch(r"[01],0*", text):
         return "write it without a decimal comma"
+    if re.fullmatch(r"0?\.\d+|\d+ ?%", text):
+        return "a score is no label: write 1 where it means yes, and 0 or nothing elsewhere"
     if _all_numbers(text):
         return "mend it, or name the label columns with label_columns=… (--label-columns)"
+    if len(text) == 1 or text.lower() in _FOREIGN:
+        return "write 1 where it means yes, and 0 or nothing elsewhere"
     return (
         "mend it, or name the label columns with label_columns=… (--label-columns), one column "
         "alone where it lists names"
@@ -201,9 +211,7 @@ def _parse_string(text: str, unknown: frozenset[str], plain: bool) -> object:
 
 def _is_missing(value: object) -> bool:
     "Whether `value` is None, NaN or another missing value."
-    if isinstance(value, (str, list, tuple, set, frozenset, dict, np.ndarray)):
-        return False
-    return value is None or value is pd.NA or value is pd.NaT or bool(value != value)
+    return value is None or (bool(pd.api.types.is_scalar(value)) and bool(pd.isna(value)))
 
 
 def _listed(cell: object, unknown: frozenset[str] = frozenset(), plain: bool = False) -> _Listed:
@@ -273,6 +281,22 @@ def _is_composite(parts: list[str], sign: str, names: set[str], elsewhere: set[s
     return any(known)
 
 
+def _twins(name: str) -> set[str]:
+    "What `name` is without the sign at its start (#late), or the mark at its end (late;)."
+    bare = name
+    while bare and unicodedata.category(bare[0])[0] in "PSZ":
+        bare = bare[1:]
+    return {bare, name.rstrip(".,:;")} - {name, ""}
+
+
+def _covers(names: set[str], name: str) -> bool:
+    "Whether `name` is made of two or more of `names` and of signs, and nothing else."
+    parts = [re.escape(part) for part in names - {name} if part in name]
+    found = re.compile("|".join(rf"(?<!\w){p}(?!\w)" for p in sorted(parts, key=len)[::-1]))
+    rest = found.sub("", name) if len(parts) > 1 else name
+    return not any(c.isalnum() for c in rest)
+
+
 def _find_composite(names: set[str], asked: set[str] | None = None) -> tuple[str, str] | None:
     "A name, of those `asked` for, that is made of other `names`, and the sign between them."
     signs = {c for name in names for c in name if unicodedata.category(c)[0] in "PSZC"}
@@ -285,18 +309,19 @@ def _find_composite(names: set[str], asked: set[str] | None = None) -> tuple[str
                 continue
             if len(found) > 1 and _is_composite(found, sign, names - {name}, elsewhere):
                 return name, sign
-    return None
+    covered = (name for name in sorted(names if asked is None else asked) if _covers(names, name))
+    return next(((name, " ") for name in covered), None)
 
 # %% ../../nbs/2_using/11_labels.ipynb #11c027
 _NO_NAMES = {
     "a date": r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[./]\d\d?[./]\d{2,4}",
     "an address": r"\w+://.*|[^@\s]+@[^@\s]+\.\w+",
-    "a name in quotes": r"(['\"]).*\1|['\"]\S*",
+    "a name in quotes": r"(['\"]).*\1|['\"]\S*|[“”„«»‘‹].*[“”»«’›]",
     "part of a list": r".*[\[({]\s*['\"].*",
     "part of an HTML entity": r".*&(amp|lt|gt|quot|apos|nbsp|#x?[0-9a-f]+)",
     "a tag": r"<[^<>]+>.*|.*<[^<>]+>",
 }
-_SCORE = r"(.*\S)\s*(?:[:=(]\s*([01]|\d*\.\d+|\d+(?:\.\d+)?\s*%)|\s(0?\.\d+|\d+%))\s*\)?"
+_SCORE = r"(.*\S)\s*(?:[*^]\s*\d+|[:=(]\s*([01]|\d*\.\d+|\d+(?:\.\d+)?\s*%)|\s(0?\.\d+|\d+%))\s*\)?"
 
 
 @lru_cache(maxsize=4096)
@@ -314,13 +339,29 @@ def _why_no_name(name: str) -> str | None:
     return "a name with a score" if re.fullmatch(_SCORE, name, re.S) else None
 
 
-def _check_listing(names: Counter, rows: int, place: str) -> None:
-    "Raise `InputError` where the `names` in a column, with their counts, are no labels."
-    answers = {name.lower() for name in names} & set(_WORDS)
-    if len({_WORDS[answer] for answer in answers}) > 1:
+def _check_answers(names: Iterable[str], place: str) -> None:
+    "Raise `InputError` where `names` hold both yes and no, in any of the words for them."
+    known = _WORDS | _FOREIGN
+    answers = {name.lower() for name in names} & set(known)
+    if len({known[answer] for answer in answers}) > 1:
         raise InputError(
             f"{place} holds {listing(sorted(answers))}: answers, not labels; give each label a "
             "column of 1, 0 or blank."
+        )
+
+
+def _check_listing(names: Counter, rows: int, place: str) -> None:
+    "Raise `InputError` where the `names` in a column, with their counts, are no labels."
+    _check_answers(names, place)
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        numbered = re.fullmatch(r"(.*\S)\s*[:=(]\s*\d+\s*\)?", name, re.S)
+        stems.setdefault(numbered[1] if numbered else name, []).append(name)
+    alike = next((found for found in stems.values() if len(found) > 1), None)
+    if alike:
+        raise InputError(
+            f"{place} holds {listing(alike, 3)}: names with a number; write the names alone, or, if "
+            "these are labels, list all of them with label_names=… (--label-names)."
         )
     if rows >= 20 and len(names) >= rows and max(names.values()) == 1:
         raise InputError(
@@ -446,9 +487,9 @@ _NAME_THEM = "label_columns=… (--label-columns)"
 
 
 def _right_of(columns: list[str], text: str) -> list[str]:
-    "The columns to the right of `text` that may be labels: all but the ids."
+    "The columns to the right of `text` that may be labels: all but the ids and a model's guesses."
     right = columns[columns.index(text) + 1 :]
-    return [name for name in right if name.casefold() != "id"]
+    return [name for name in right if name.casefold() not in ("id", "dallmi_guess")]
 
 
 def _find_label_columns(
@@ -660,19 +701,26 @@ def _open_sheet(source: DomainLike, options: _Options) -> _Sheet:
     return _Sheet(where, texts, ids, names, labels, [], origin)
 
 # %% ../../nbs/2_using/11_labels.ipynb #11c046
-def _check_composites(sheet: _Sheet, lists: list, known: Sequence[str]) -> None:
-    "Raise `InputError` where a name that was read from a string is made of others."
+def _check_composites(sheet: _Sheet, lists: list, known: Sequence[str], options: _Options) -> None:
+    "Raise `InputError` where a name that was read from a string is made of others, or of one."
     pairs = zip(sheet.cells, lists, strict=True)
     strings = {name for cell, found in pairs if isinstance(cell, str) for name in found or ()}
     everything = {name for found in lists for name in found or ()} | set(known)
-    found = _find_composite(everything, strings)
-    if found:
-        row = next(i for i, names in enumerate(lists, 1) if names and found[0] in names)
-        raise InputError(
-            f"{sheet.place}: row {row} holds {found[0][:40]!r}, which looks like several names "
-            f"with {found[1]!r} between them; if it is, say separator={found[1]!r} (--separator), "
-            "and if it is one name, name another sign there, such as '|'."
-        )
+    asked = strings - set(options.label_names)
+    signed = [(name, twin) for name in sorted(asked) for twin in _twins(name) & everything]
+    composite = _find_composite(everything, asked) if options.separator is None else None
+    found = composite or (signed[0] if signed else None)
+    if not found:
+        return
+    row = next(i for i, names in enumerate(lists, 1) if names and found[0] in names)
+    what = f"which is {found[1][:40]!r} with a sign; write them alike, or"
+    if composite:
+        what = f"which looks like several names with {found[1]!r} between them; if it is, say "
+        what += f"separator={found[1]!r} (--separator), and"
+    raise InputError(
+        f"{sheet.place}: row {row} holds {found[0][:40]!r}, {what} if it is one name, list all "
+        "names with label_names=… (--label-names)."
+    )
 
 
 def _labels_from_names(
@@ -682,9 +730,9 @@ def _labels_from_names(
     cells = [[c] if isinstance(c, str) and c in known else c for c in sheet.cells]
     lists = _list_names(cells, sheet.place, separator)
     counts = Counter(name for found in lists for name in found or ())
-    _check_listing(counts, sum(found is not None for found in lists), sheet.place)
-    if options.separator is None:
-        _check_composites(sheet, lists, known)
+    if not set(counts) <= set(options.label_names):
+        _check_listing(counts, sum(found is not None for found in lists), sheet.place)
+        _check_composites(sheet, lists, [*known, *options.label_names], options)
     extra = sorted(set(counts) - set(options.label_names)) if options.label_names else []
     if extra:
         raise InputError(
@@ -754,18 +802,21 @@ def _check_options(
 ) -> _Options:
     "The options of `load_domain`, checked. Raises `InputError`."
     if separator is not None:
-        separator = _SPOKEN.get(separator, separator) if isinstance(separator, str) else None
-        if not separator or separator.isalnum() or set(separator) & set("\"'[](){}\r\0"):
+        sign = _SPOKEN.get(separator, separator) if isinstance(separator, str) else ""
+        if not sign or sign.isalnum() or set(sign) & set("\"'[](){}\r\0"):
             raise InputError(
                 f"separator={separator!r} separates no names; give a sign such as '|' or ' '."
             )
+        separator = sign
     if not isinstance(drop_rejected, bool):
         raise InputError(f"drop_rejected={drop_rejected!r} is neither True nor False.")
     if label_columns is not None:
-        name_list(label_columns)
+        columns = name_list(label_columns)  # a generator can be read once
+        label_columns = label_columns if isinstance(label_columns, str) else columns
     names = [] if label_names is None else name_list(label_names)
     if label_names is not None:
         check_names(names, "label_names")
+        _check_answers(names, "label_names")
     declared = _unknown_values(unknown)
     return _Options(text_column, label_columns, names, separator, declared, drop_rejected)
 
@@ -855,8 +906,19 @@ def load_domains(
     or its file."""
     if max_rows is not None:
         check_number("max_rows", max_rows, 2, whole=True)
+    if only_labels is not None and not isinstance(only_labels, str):
+        only_labels = name_list(only_labels)
+    known_options = list(inspect.signature(_check_options).parameters)
+    for name in options:
+        if name not in known_options:
+            raise unknown_name("option", name, [*known_options, "only_labels", "max_rows"])
     chosen = _check_options(**options)
     parts: dict[str, Any] = {"source": source, "target": target, "test": test}
+    for name in ("source", "target"):
+        if parts[name] is None:
+            raise InputError(
+                f"The {name} is None; give a path, a DataFrame, a Dataset or a Domain."
+            )
     opened = {}
     for name, part in parts.items():
         if part is not None:

@@ -11,22 +11,37 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
-from importlib.resources import files
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, load_dataset
 
+from .domain import films_table
 from ..errors import InputError, first_line, listing, user_path
 
 # %% ../../nbs/2_using/10_reading.ipynb #10c009
+_STARTS = {  # by which a file is known, whatever its name says
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\x1f\x8b": "a gzip archive",
+    b"PAR1": "a Parquet file",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+
+
 def _read_utf8(path: Path | str) -> str:
-    "Content of a UTF-8 file without its byte order mark. Raises ValueError."
-    content = Path(path).read_bytes().decode("utf-8-sig")
+    "Content of a UTF-8 file without byte order marks. Raises ValueError."
+    raw = Path(path).read_bytes()
+    kind = next((kind for start, kind in _STARTS.items() if raw.startswith(start)), None)
+    if kind:
+        raise ValueError(f"it is {kind}; save it as text in UTF-8")
+    content = raw.decode().lstrip("\ufeff")
     if "\0" in content:
         raise ValueError("it holds NUL characters, as UTF-16 does; save it as UTF-8")
     return content
@@ -97,18 +112,21 @@ def _read_csv(path: Path | str, separator: str = ",") -> pd.DataFrame:
 
     Raises ValueError that names a malformed row."""
     content = _read_utf8(path)
-    first = content.lstrip("\r\n").partition("\n")[0]
+    first, end, rest = content.lstrip("\r\n").partition("\n")
+    if first.rstrip("\r") == f"sep={separator}":  # a hint to Excel
+        content, first = rest, rest.partition("\n")[0]
     if first.count('"') % 2 == 0:
         _check_separator(first.split(separator), separator)
     rows = _csv_rows(content, separator)
-    if not rows:
+    if not content.strip() or not rows:
         raise ValueError("it is empty; the first line must name the columns")
     header, *body = rows
     for number, row in enumerate(body, 1):
         if len(row) != len(header):
+            hint = "put texts that contain the separator in quotes"
+            hint = "the first line must name the columns" if len(header) == 1 else hint
             raise ValueError(
-                f"row {number} has {len(row)} cells where the header has {len(header)}; "
-                "put texts that contain the separator in quotes"
+                f"row {number} has {len(row)} cells where the header has {len(header)}; {hint}"
             )
         if row == header:
             raise ValueError(f"row {number} repeats the header; remove it")
@@ -142,9 +160,14 @@ def _read_jsonl(path: Path | str) -> pd.DataFrame:
         if not isinstance(row, dict):
             raise ValueError(f"line {number} holds {str(row)[:40]!r}, not a JSON object")
         rows.append(row)
+    if not rows:
+        raise ValueError("it is empty; write one JSON object per line")
     return pd.DataFrame(rows, dtype=object)
 
 # %% ../../nbs/2_using/10_reading.ipynb #10c019
+_NO_VECTORS = "as vectors of 1 and 0 do; store them as such, or as a column of 1 and 0 per label"
+
+
 def _has_classes(feature: Any) -> bool:
     "Whether `feature`, the type of a column of a `Dataset`, holds class numbers somewhere."
     if isinstance(feature, dict):
@@ -166,7 +189,17 @@ def _class_name(feature: Any, value: Any) -> Any:
         return value
     items = [_class_name(feature.feature, item) for item in value]
     found = [item for item in items if item is not None]
+    if isinstance(feature.feature, ClassLabel) and len(set(found)) < len(found):
+        raise ValueError(f"holds a class twice in one list, {_NO_VECTORS}")
     return found if found or not items else None
+
+
+def _check_classes(cells: Sequence[Any], feature: Any) -> None:
+    "Raise ValueError where lists of class numbers can be vectors as well: each holds every class."
+    inner = getattr(feature, "feature", None)
+    lists = [set(cell) for cell in cells if cell is not None]
+    if isinstance(inner, ClassLabel) and lists and all(len(x) == len(inner.names) for x in lists):
+        raise ValueError(f"holds every class in each list, {_NO_VECTORS}")
 
 
 def _name_classes(rows: pd.DataFrame, features: Mapping[str, Any]) -> pd.DataFrame:
@@ -178,8 +211,12 @@ def _name_classes(rows: pd.DataFrame, features: Mapping[str, Any]) -> pd.DataFra
             continue
         try:
             cells = [_class_name(feature, value) for value in rows[column]]
+            _check_classes(cells, feature)
         except (IndexError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"column {column!r} holds a class number without a name") from None
+            why = "holds a class number without a name; name it"
+            raise ValueError(f"column {column!r} {why}") from None
+        except ValueError as e:
+            raise ValueError(f"column {column!r} {e}") from None
         if isinstance(feature, ClassLabel) and not {n.lower() for n in feature.names} <= set(
             _WORDS
         ):
@@ -215,19 +252,40 @@ _READERS: dict[str, Callable[[Path | str], pd.DataFrame]] = {
 }
 
 
+_HINTS = {
+    ".json": " (.jsonl: one JSON object per line)",
+    ".ndjson": " (.jsonl is the same by another name)",
+    **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst"), " (unpack it first)"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), " (save the sheet as CSV in UTF-8)"),
+    **dict.fromkeys((".pkl", ".pickle", ".npy", ".npz"), " (pickles are never opened)"),
+}
+
+
+def _check_path(given: str | os.PathLike[str], path: str) -> None:
+    "Raise `InputError` where there is no ordinary file of a known kind at `path`."
+    shown = path if len(path) < 400 else f"{path[:100]}…"
+    kind = Path(path).suffix.lower()
+    if re.match(r"\w\w+:/", path):
+        raise InputError(f"'{given}' is an address; download the file, or write hub:owner/name.")
+    if os.path.isdir(path):
+        raise InputError(f"'{shown}' is a folder; give a file, or what load_from_disk reads.")
+    if os.path.lexists(path) and not os.path.isfile(path):
+        why = "a link that leads nowhere" if os.path.islink(path) else "no ordinary file"
+        raise InputError(f"'{shown}' is {why}; give a file on disk.")
+    if not os.path.isfile(path):
+        raise InputError(f"There is no file at '{shown}'; check the path.")
+    if kind not in _READERS:
+        ends = f"ends in '{kind}'" if kind else "has no ending"
+        raise InputError(
+            f"'{shown}' {ends}; use a .csv, .tsv, .jsonl or .parquet file{_HINTS.get(kind, '')}."
+        )
+
+
 def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
     "Rows of a CSV, TSV, JSONL or Parquet file; CSV cells stay strings. Raises `InputError`."
-    path = str(user_path(path, "a table"))
+    given, path = path, str(user_path(path, "a table"))
     kind = Path(path).suffix.lower()
-    if os.path.isdir(path):
-        raise InputError(f"'{path}' is a folder; give a file, or what load_from_disk reads.")
-    if not os.path.isfile(path):
-        raise InputError(f"There is no file at '{path}'; check the path.")
-    if kind not in _READERS:
-        hint = " (.jsonl: one JSON object per line)" if kind == ".json" else ""
-        raise InputError(
-            f"'{path}' ends in '{kind}'; use a .csv, .tsv, .jsonl or .parquet file{hint}."
-        )
+    _check_path(given, path)
     try:
         return _READERS[kind](path)
     except UnicodeDecodeError as e:
@@ -239,7 +297,7 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise InputError(f"'{path}' {why}.") from None
 
 # %% ../../nbs/2_using/10_reading.ipynb #10c029
-DomainLike: TypeAlias = str | os.PathLike[str] | pd.DataFrame | Dataset
+DomainLike: TypeAlias = str | os.PathLike[str] | pd.DataFrame | Dataset | pa.Table
 
 
 def _dataset_rows(ds: Dataset) -> pd.DataFrame:
@@ -247,7 +305,7 @@ def _dataset_rows(ds: Dataset) -> pd.DataFrame:
     try:
         return _name_classes(ds.to_pandas(), ds.features)
     except ValueError as e:
-        raise InputError(f"The data set cannot be read: {first_line(e)}; name the class.") from None
+        raise InputError(f"The data set cannot be read: {first_line(e)}.") from None
 
 # %% ../../nbs/2_using/10_reading.ipynb #10c034
 def _read_hub(name: str) -> Dataset:
@@ -269,18 +327,15 @@ def _read_hub(name: str) -> Dataset:
             "check its name, its split and the connection."
         ) from None
 
-
-def _read_films(domain: str) -> pd.DataFrame:
-    "Rows of a domain of the bundled films corpus, 'source' or 'target'. Raises `InputError`."
-    if domain not in ("source", "target"):
-        raise InputError(f"There is no films domain '{domain}'; use films:source or films:target.")
-    return read_table(str(files("dallmi") / "films" / f"{domain}.csv"))
-
 # %% ../../nbs/2_using/10_reading.ipynb #10c036
 def _name_columns(rows: pd.DataFrame, where: str) -> pd.DataFrame:
     """`rows` with its column names as strings, NFC and without outer blanks.
 
     Raises `InputError` where two are the same, or an id is no text that can be written."""
+    if rows.columns.nlevels > 1:
+        raise InputError(
+            f"{where} has names of columns in {rows.columns.nlevels} levels; join them."
+        )
     clean = [unicodedata.normalize("NFC", str(c)).strip() for c in rows.columns]
     names = pd.Index([c or f"Unnamed: {i}" for i, c in enumerate(clean)], dtype=object)
     twice = names[names.duplicated()].unique()
@@ -295,25 +350,44 @@ def _name_columns(rows: pd.DataFrame, where: str) -> pd.DataFrame:
     return rows
 
 # %% ../../nbs/2_using/10_reading.ipynb #10c037
+def _kind_of(source: object) -> str:
+    "What an object is, for a message."
+    kind = type(source).__name__
+    return "None" if source is None else f"the type {kind}"
+
+
+def _arrow_rows(source: Any) -> pd.DataFrame:
+    "Rows of a table that speaks Arrow's protocol. Raises `InputError` where it does not."
+    try:
+        return _plain_rows(pa.table(source).to_pandas())
+    except Exception as e:  # whoever implements the protocol raises what they like
+        raise InputError(
+            f"The table ({type(source).__name__}) cannot be read: {first_line(e)}; give a pandas "
+            "DataFrame."
+        ) from None
+
+
 def read_rows(source: DomainLike) -> tuple[pd.DataFrame, str]:
     "Rows of `source` as a DataFrame, and its name for messages. Raises `InputError`."
     if isinstance(source, pd.DataFrame):
         return _name_columns(_plain_rows(source), "The data frame"), "The data frame"
     if isinstance(source, Dataset):
         return _name_columns(_dataset_rows(source), "The data set"), "The data set"
+    if hasattr(source, "__arrow_c_stream__"):  # a table of Arrow or polars, …
+        return _name_columns(_arrow_rows(source), "The table"), "The table"
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(
-            f"A domain cannot be read from the type {type(source).__name__}; give a path, a "
-            "DataFrame, or a Dataset (of a DatasetDict, one split)."
+            f"A domain cannot be read from {_kind_of(source)}; give a path, a DataFrame, or a "
+            "Dataset (of a DatasetDict, one split; of rows in a list, pandas.DataFrame(rows))."
         )
     kind, _, name = str(source).partition(":")
     if kind == "films":
-        return _read_films(name), str(source)
+        return films_table(name), str(source)
     if kind == "hub":
         return _name_columns(_dataset_rows(_read_hub(name)), str(source)), str(source)
     return _name_columns(read_table(source), f"'{source}'"), f"'{source}'"
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c043
+# %% ../../nbs/2_using/10_reading.ipynb #10c045
 def _text_hint(columns: list[str], name: str) -> str:
     "What may be wrong where there is no column `name`, as the end of a sentence."
     if any(column.casefold() == name.casefold() for column in columns):

@@ -44,6 +44,7 @@ from dallmi.pipeline import (
     MethodScores,
     Pipeline,
     Task,
+    check_cache,
     digest,
     versions,
 )
@@ -688,6 +689,8 @@ def benchmark(
     if not out.is_dir():
         files = [path for pair in grid.pairs if pair != "films" for path in grid.files(pair)]
         check_output(out, inputs=files)
+    if set(grid.methods) - set(_WORDS):
+        check_cache()
     data = {pair: _check_pair(grid, pair, stream) for pair in grid.pairs}
     try:
         with writing_to(out):

@@ -162,7 +162,8 @@ def mixed_forward(
     of `_PLACES`; `batch`: `input_ids` and `attention_mask`, both [B, T] and padded on the right (a
     decoder's on either side), perhaps `token_type_ids`. The mixtures' rows get gradients, to the
     word embeddings where they are mixed there. Raises ValueError for another `place`."""
-    text = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
+    names = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+    text = {name: batch[name] for name in names if name in batch}
     if place == "embedding":
         logits = forward(**_mixed_inputs(model, text, pairs)).logits
     elif place == "hidden":

