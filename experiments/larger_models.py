@@ -1,13 +1,14 @@
 """Larger encoders, a language model with LoRA, and teachers, at a size that two cores bear.
 
-    python experiments/larger_models.py films MODEL [--lora] [--seed N] [--teachers]
+    python experiments/larger_models.py films MODEL [--lora] [--seed N] [--teachers] [--memory]
     python experiments/larger_models.py data/movies_rt MODEL …
 
 MODEL: the folder of an encoder or a decoder, or 'minilm'. One trial is one process, so that its
 peak of memory is its own; it appends its lines to nbs/results/larger.jsonl. A pair is cut to the
-first texts of its files: 160 of the source, 160 of the target with 10 % of the positives observed,
-and 240 others of the target to score on; 64 tokens of a text are read. The source model is trained
-for four epochs, every recipe for three, in one round; LoRA at ten times the learning rate."""
+some texts, drawn by the seed: 160 of the source, 128 of the target with 10 % of the positives
+observed, and 240 others of the target to score on; 48 tokens of a text are read. The source model
+is trained for four epochs, every recipe for two, in one round; LoRA at ten times the learning rate.
+`--memory`: one epoch of 32 source texts and no more, for the peak of memory."""
 
 import argparse
 import json
@@ -31,7 +32,7 @@ from dallmi.recipes import RECIPES
 from dallmi.training.encoder import bf16_pays
 from dallmi.words import fit_words
 
-SOURCE, TARGET, TEST, TOKENS, FRACTION = 160, 160, 240, 64, 0.1
+SOURCE, TARGET, TEST, TOKENS, FRACTION = 160, 128, 240, 48, 0.1
 RESULTS = Path(__file__).parent.parent / "nbs" / "results" / "larger.jsonl"
 METHODS = {"anchored": "anchored", "all labels": "supervised"}
 LORA_RATE = 10
@@ -56,7 +57,7 @@ def mean_ap(probs: np.ndarray, domain: Domain) -> float:
 
 def trained(pipeline: Pipeline, method: str, rate: float, title: str) -> Iterator[dict[str, Any]]:
     "The line of one training: mAP of both views and of the encoder alone, seconds."
-    recipe = RECIPES[method].change(epochs=3, learning_rate=RECIPES[method].learning_rate * rate)
+    recipe = RECIPES[method].change(epochs=2, learning_rate=RECIPES[method].learning_rate * rate)
     recipe = recipe.change(rounds=1) if recipe.rounds > 1 else recipe
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -95,14 +96,17 @@ def lines(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         lora=options.lora,
     )
     rate = LORA_RATE if options.lora else 1
-    stage = SourceStage(epochs=4, learning_rate=1e-4 * rate, seed=options.seed)
-    if options.lora:
-        stage = SourceStage(4, 16, 1e-4 * rate, 1.0, options.seed)
+    head = 1.0 if options.lora else 10.0
+    stage = SourceStage(1 if options.memory else 4, 16, 1e-4 * rate, head, options.seed)
     weights = list(fresh.model.parameters())
     size = {
         "million weights": round(sum(p.numel() for p in weights) / 1e6, 1),
         "million trained": round(sum(p.numel() for p in weights if p.requires_grad) / 1e6, 2),
     }
+    if options.memory:
+        source_classifier(task.source.select(range(32)), fresh, stage)
+        yield {"method": "memory", **size}
+        return
     began = time.process_time()
     pipeline = Pipeline(task, source_classifier(task.source, fresh, stage), options.seed)
     seconds = round(time.process_time() - began, 1)
@@ -129,6 +133,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--teachers", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -25,7 +25,7 @@
   // Thresholds: what each position of a slider would do.
   const sliders = all("input[data-steps]");
   const value = (slider) => JSON.parse(slider.dataset.steps)[Number(slider.value)];
-  const percent = (share) => `${Math.round(100 * share)} %`;
+  const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
   const say = (slider) => {
     const [threshold, tagged, right] = value(slider);
     const total = Number(slider.dataset.total);

@@ -1,0 +1,101 @@
+"""Previous, next and solutions at both ends of every chapter, in reading order.
+
+    python .ci/navigation.py            writes what is missing or out of date
+    python .ci/navigation.py --check    fails where something would be written
+    python .ci/navigation.py nbs/1_method/*.ipynb    these chapters only
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+NOTEBOOKS = Path(__file__).parent.parent / "nbs"
+LINE = re.compile(r"^(Previous|Next): \[\d\d_.*\)$")
+
+
+def chapters() -> list[Path]:
+    "All chapters in reading order: by the number in their names."
+    found = [*NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"), *NOTEBOOKS.glob("[0-9]_*/[0-9][0-9]_*.ipynb")]
+    return sorted(found, key=lambda path: path.name)
+
+
+def link(text: str, to: Path, page: Path) -> str:
+    "A Markdown link from `page` to the notebook `to`."
+    return f"[{text}]({os.path.relpath(to, page.parent).replace(os.sep, '/')})"
+
+
+def line_of(place: int, order: list[Path]) -> str:
+    "The line for the chapter at `place` of the reading order."
+    page, parts = order[place], []
+    if place > 0:
+        parts.append("Previous: " + link(order[place - 1].stem, order[place - 1], page))
+    if place + 1 < len(order):
+        parts.append("Next: " + link(order[place + 1].stem, order[place + 1], page))
+    solutions = NOTEBOOKS / "solutions" / page.name
+    if solutions.exists():
+        parts.append(link("Solutions", solutions, page))
+    return " · ".join(parts)
+
+
+def without(text: str) -> str:
+    "`text` without lines of navigation, and without the blank lines before them."
+    kept: list[str] = []
+    for row in text.split("\n"):
+        if LINE.match(row):
+            while kept and not kept[-1]:
+                kept.pop()
+        else:
+            kept.append(row)
+    return "\n".join(kept)
+
+
+def with_line(text: str, line: str) -> str:
+    "The first cell, `line` below its title and subtitle."
+    rows = text.split("\n")
+    at = next(i for i, row in enumerate(rows) if row.startswith("# ")) + 1
+    while at < len(rows) and (rows[at].startswith(">") or not rows[at]):
+        at += 1
+    head = "\n".join(rows[:at]).rstrip("\n")
+    return "\n\n".join(part for part in (head, line, "\n".join(rows[at:])) if part)
+
+
+def navigated(notebook: dict[str, Any], line: str) -> dict[str, Any]:
+    "`notebook` with `line` in its first cell, and as its last."
+    cells = notebook["cells"]
+    first = with_line(without("".join(cells[0]["source"])), line)
+    cells[0]["source"] = first.splitlines(keepends=True)
+    while cells[-1]["cell_type"] == "markdown" and not without("".join(cells[-1]["source"])):
+        cells.pop()
+    if cells[-1]["cell_type"] == "markdown":
+        last = without("".join(cells[-1]["source"])).rstrip("\n")
+        cells[-1]["source"] = last.splitlines(keepends=True)
+    end = {"cell_type": "markdown", "id": "navigation", "metadata": {}, "source": [line]}
+    return {**notebook, "cells": [*cells, end]}
+
+
+def main(arguments: list[str]) -> int:
+    "Write the lines, or with --check say where they are missing."
+    check, order = "--check" in arguments, chapters()
+    chosen = {Path(a).resolve() for a in arguments if not a.startswith("--")}
+    stale = 0
+    for place, page in enumerate(order):
+        if chosen and page.resolve() not in chosen:
+            continue
+        before = page.read_text(encoding="utf-8")
+        notebook = navigated(json.loads(before), line_of(place, order))
+        after = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        if after == before:
+            continue
+        stale += 1
+        if check:
+            print(f"{page.relative_to(NOTEBOOKS)}: run python .ci/navigation.py")
+        else:
+            page.write_text(after, encoding="utf-8")
+    return int(check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
