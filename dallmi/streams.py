@@ -67,6 +67,7 @@ class _Table:
 
 # %% ../nbs/2_using/22_streams.ipynb #22c004
 _LONGEST_CELL = 2**26  # characters; more is a quote that nobody closed
+_KNOWN_ENDS = 1000  # last cells that are remembered, to know a row when a quote has eaten it
 
 
 def _text_lines(file: io.BufferedIOBase) -> Iterator[str]:
@@ -95,8 +96,11 @@ def _why_csv(error: csv.Error) -> str:
     return f"{said}; write a quote inside a quoted cell twice"
 
 
-def _check_cells(row: list[str], header: list[str], number: int, separator: str) -> None:
-    "Raise ValueError for a row that is longer or shorter than the header, or has eaten others."
+def _check_cells(
+    row: list[str], header: list[str], number: int, separator: str, ends: set[str]
+) -> None:
+    """Raise ValueError for a row that is longer or shorter than the header, or has eaten others,
+    with a last cell that other rows have too: those are in `ends`."""
     if len(row) != len(header):
         raise ValueError(
             f"row {number} has {len(row)} cells where the header has {len(header)}; put texts "
@@ -104,9 +108,12 @@ def _check_cells(row: list[str], header: list[str], number: int, separator: str)
         )
     if row == header:
         raise ValueError(f"row {number} repeats the header; remove it")
+    if len(ends) < _KNOWN_ENDS:
+        ends.add(row[-1].strip())
     for cell in row[:-1]:
         for line in cell.split("\n")[1:-1] if "\n" in cell else ():
-            if len(line.split(separator)) == len(header) > 2 and line.count(separator + " ") == 0:
+            parts = line.split(separator)
+            if len(parts) == len(header) and parts[-1].strip() in ends:
                 raise ValueError(
                     f"row {number}: a quoted cell holds the line {line[:40]!r}, which looks like "
                     "a row; remove its quote, or write it twice"
@@ -122,7 +129,7 @@ def _open_csv(file: io.BufferedIOBase, separator: str) -> _Table:
     if not first.strip():
         raise ValueError("it is empty; the first line must name the columns")
     reader = csv.reader(chain([first], lines), delimiter=separator, strict=True)
-    number = 0
+    number, ends = 0, {"0", "1"}
 
     def cells(columns: Sequence[str]) -> Iterator[Sequence[Any]]:
         nonlocal number
@@ -131,7 +138,7 @@ def _open_csv(file: io.BufferedIOBase, separator: str) -> _Table:
             for row in reader:
                 if row:
                     number += 1
-                    _check_cells(row, header, number, separator)
+                    _check_cells(row, header, number, separator, ends)
                     yield [row[place] for place in places]
         except csv.Error as e:
             raise ValueError(f"row {number + 1}: {_why_csv(e)}") from None

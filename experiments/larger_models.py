@@ -1,6 +1,7 @@
 """Larger encoders, a language model with LoRA, and teachers, at a size that two cores bear.
 
-    python experiments/larger_models.py films MODEL [--lora] [--seed N] [--teachers] [--memory]
+    python experiments/larger_models.py films MODEL [--lora] [--seed N] [--epochs N]
+    python experiments/larger_models.py films minilm --teachers [--llm MODEL]
     python experiments/larger_models.py data/movies_rt MODEL …
 
 MODEL: the folder of an encoder or a decoder, or 'minilm'. One trial is one process, so that its
@@ -26,6 +27,7 @@ import torch
 from dallmi.data.domain import Domain
 from dallmi.data.labels import load_domain
 from dallmi.data.masking import mask_labels
+from dallmi.llm_teacher import LLMTeacher
 from dallmi.metrics import per_label_ap
 from dallmi.pipeline import Pipeline, SourceStage, Task, source_classifier, untrained_classifier
 from dallmi.recipes import RECIPES
@@ -36,6 +38,8 @@ SOURCE, TARGET, TEST, TOKENS, FRACTION = 160, 128, 240, 48, 0.1
 RESULTS = Path(__file__).parent.parent / "nbs" / "results" / "larger.jsonl"
 METHODS = {"anchored": "anchored", "all labels": "supervised"}
 LORA_RATE = 10
+KINDS = {"scifi": "science fiction", "music": "musical"}
+QUESTION = "Review: {text}\n\nIs the film in this review a {label} film? Answer yes or no."
 
 
 def load_pair(name: str, seed: int) -> Task:
@@ -55,9 +59,13 @@ def mean_ap(probs: np.ndarray, domain: Domain) -> float:
     return round(100 * float(np.nanmean(per_label_ap(probs, domain.labels))), 2)
 
 
-def trained(pipeline: Pipeline, method: str, rate: float, title: str) -> Iterator[dict[str, Any]]:
+def trained(
+    pipeline: Pipeline, method: str, rate: float, title: str, epochs: int
+) -> Iterator[dict[str, Any]]:
     "The line of one training: mAP of both views and of the encoder alone, seconds."
-    recipe = RECIPES[method].change(epochs=2, learning_rate=RECIPES[method].learning_rate * rate)
+    recipe = RECIPES[method].change(
+        epochs=epochs, learning_rate=RECIPES[method].learning_rate * rate
+    )
     recipe = recipe.change(rounds=1) if recipe.rounds > 1 else recipe
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -74,15 +82,26 @@ def teachers(task: Task, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     half = rng.permutation(len(texts)) % 5
     probs = np.empty(labels.shape)
     for part in range(5):
-        known, asked = np.flatnonzero(half != part), np.flatnonzero(half == part)
-        model = fit_words([texts[i] for i in known], labels[known])
-        probs[asked] = model.probs([texts[i] for i in asked])
+        seen, new = np.flatnonzero(half != part), np.flatnonzero(half == part)
+        model = fit_words([texts[i] for i in seen], labels[seen])
+        probs[new] = model.probs([texts[i] for i in new])
     yield "words, all labels, cross-fitted", probs
     model = fit_words(texts, labels)
     logits = np.log(model.probs(texts)) - np.log1p(-model.probs(texts))
     noise = rng.standard_normal(logits.shape)
     for size in (0, 1, 2, 4):
         yield f"noise {size}", 1 / (1 + np.exp(-(logits + size * logits.std() * noise)))
+
+
+def asked(task: Task, model: str) -> Iterator[tuple[str, np.ndarray]]:
+    "A language model as teacher of the films: asked once by names, once by questions in words."
+    names = task.source.label_names
+    with tempfile.TemporaryDirectory() as cache:
+        plain = LLMTeacher(model, cache=cache, max_length=TOKENS)
+        yield f"{Path(model).name}, default template", plain.ask(task.target.texts, names)
+        kinds = {name: KINDS.get(name, name) for name in names}
+        better = LLMTeacher(model, QUESTION, kinds, cache=cache, max_length=TOKENS)
+        yield f"{Path(model).name}, own template", better.ask(task.target.texts, names)
 
 
 def lines(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -112,17 +131,19 @@ def lines(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     seconds = round(time.process_time() - began, 1)
     score = mean_ap(pipeline.source_scores().test, task.test)
     yield {"method": "source", "mAP": score, "seconds": seconds, **size}
-    if options.teachers:
+    if options.teachers or options.llm:
         found = {"the source model": pipeline.source_probs} | dict(teachers(task, options.seed))
+        if options.llm:
+            found = dict(asked(task, options.llm))
         for name, probs in found.items():
-            asked = Domain(task.target.texts, task.all_labels, task.source.label_names)
+            known = Domain(task.target.texts, task.all_labels, task.source.label_names)
             taught = Pipeline(task, pipeline.classifier, options.seed, probs)
             taught.start = pipeline.start
-            for line in trained(taught, "anchored", rate, "anchored"):
-                yield line | {"teacher": name, "teacher mAP": mean_ap(probs, asked)}
+            for line in trained(taught, "anchored", rate, "anchored", options.epochs):
+                yield line | {"teacher": name, "teacher mAP": mean_ap(probs, known)}
         return
     for title, method in METHODS.items():
-        for line in trained(pipeline, method, rate, title):
+        for line in trained(pipeline, method, rate, title, options.epochs):
             yield line | size
 
 
@@ -133,7 +154,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--teachers", action="store_true")
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--llm", help="folder of a language model that teaches")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -142,6 +165,7 @@ def main() -> None:
         "model": Path(options.model).name,
         "lora": options.lora,
         "seed": options.seed,
+        "epochs": options.epochs,
         "threads": torch.get_num_threads(),
         "bf16": bf16_pays("cpu"),
     }

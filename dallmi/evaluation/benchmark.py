@@ -35,7 +35,14 @@ from ..adaptation import fresh_classifier, read_task, source_model
 from ..baselines.adversarial import adapt_adversarially
 from ..data.domain import Domain, check_overlap
 from ..data.labels import load_domains
-from ..errors import InputError, check_number, first_line, unknown_name, user_path
+from dallmi.errors import (
+    InputError,
+    check_number,
+    first_line,
+    listing,
+    unknown_name,
+    user_path,
+)
 from .results import check_together, read_trial
 from ..files import check_output, safe_name, write_json, writing_to
 from ..losses import variation_loss
@@ -675,6 +682,29 @@ def _check_folder(out: Path, planned: Mapping[Path | str, dict[str, Any]]) -> No
         ) from None
 
 
+def _check_place(out: Path, grid: Grid) -> None:
+    """Raise `InputError` for a place of results that must not be written: a link, an input, or a
+    folder that holds other things and no result."""
+    files = [path for pair in grid.pairs if pair != "films" for path in grid.files(pair)]
+    if not out.is_dir() or out.is_symlink():
+        check_output(out, inputs=files)
+        return
+    others = [p.name for p in out.iterdir() if not p.name.startswith(".") and p.name != "log.txt"]
+    if others and not any(out.glob("*.json")):
+        raise InputError(
+            f"'{out}' holds no results but {listing(sorted(others), 3)}; give a new folder, or an "
+            "empty one."
+        )
+
+
+def _check_encoder(grid: Grid) -> None:
+    "Raise `InputError` where the trials' encoder, or the cache of source models, cannot be used."
+    trial = next((t for t in grid.trials() if t.method not in _WORDS), None)
+    if trial is not None:
+        check_cache()
+        fresh_classifier(_load(grid, trial), grid.trial_settings(trial))
+
+
 def benchmark(
     grid: Grid, out: Path | str = "results", jobs: int = 1, stream: TextIO | None = None
 ) -> list[Trial]:
@@ -686,12 +716,9 @@ def benchmark(
     another configuration, or that cannot be written."""
     check_number("jobs", jobs, 1, whole=True)
     out = user_path(out, "the results")
-    if not out.is_dir():
-        files = [path for pair in grid.pairs if pair != "films" for path in grid.files(pair)]
-        check_output(out, inputs=files)
-    if set(grid.methods) - set(_WORDS):
-        check_cache()
+    _check_place(out, grid)
     data = {pair: _check_pair(grid, pair, stream) for pair in grid.pairs}
+    _check_encoder(grid)
     try:
         with writing_to(out):
             out.mkdir(exist_ok=True)

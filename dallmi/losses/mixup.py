@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,12 +51,14 @@ def _pick_rows(mask: Tensor) -> Tensor:
 
 # %% ../../nbs/1_method/06_mixup.ipynb #06c017
 def draw_pairs(labels: Tensor, alpha: float = 0.3, max_pairs: int = 8) -> Pairs:
-    """`Pairs`, min(max_pairs, L) of them, one per label: a random positive and unlabelled row.
+    """`Pairs`, at most min(max_pairs, L), one per label: a random positive and unlabelled row.
 
     MixUp of DALLMi, Beţianu et al. 2024, arXiv 2405.01883, with a cap; g ~ Beta(alpha, alpha).
-    `labels`: [B, L], NaN where unknown. Labels that have both kinds come first, in random order;
-    pairs beyond them weigh 0. The weights sum to the number of labels that have both: the
-    expectation over draws is the published sum over labels. No host synchronisation.
+    `labels`: [B, L], NaN where unknown. Labels that have both kinds come first, in random order.
+    Where they are fewer, there are as few pairs on a CPU; on an accelerator, where no shape may
+    depend on a number that the host would wait for, the pairs beyond them weigh 0. The weights sum
+    to the number of labels that have both: the expectation over draws is the published sum over
+    labels. No host synchronisation.
     Raises ValueError for an `alpha` or `max_pairs` that is not positive."""
     if alpha <= 0 or max_pairs < 1:
         raise ValueError(
@@ -69,7 +72,14 @@ def draw_pairs(labels: Tensor, alpha: float = 0.3, max_pairs: int = 8) -> Pairs:
     a = torch.full((len(order),), float(alpha), device=labels.device)
     g = torch.distributions.Beta(a, a, validate_args=False).sample()
     weight = real[order] * (real.sum() / real[order].sum().clamp(min=1))
-    return Pairs(_pick_rows(positive)[order], _pick_rows(unknown)[order], order, g, weight)
+    pairs = Pairs(_pick_rows(positive)[order], _pick_rows(unknown)[order], order, g, weight)
+    return _with_weight(pairs) if labels.device.type == "cpu" else pairs
+
+
+def _with_weight(pairs: Pairs) -> Pairs:
+    "Those `pairs` on the CPU that weigh something: the first ones."
+    count = int(np.count_nonzero(pairs.weight.numpy()))
+    return Pairs(*(column[:count] for column in pairs))
 
 # %% ../../nbs/1_method/06_mixup.ipynb #06c029
 def mix_texts(embeds: Tensor, mask: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:

@@ -27,10 +27,10 @@
   const value = (slider) => JSON.parse(slider.dataset.steps)[Number(slider.value)];
   const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
   const say = (slider) => {
-    const [threshold, tagged, right] = value(slider);
+    const [threshold, texts, right] = value(slider);
     const total = Number(slider.dataset.total);
-    const text = `Over ${threshold}: ${tagged} ${tagged === 1 ? "text" : "texts"} tagged, about ${Math.round(right)} of them rightly`
-      + (tagged ? ` (precision ${percent(right / tagged)}, recall ${percent(right / total)}).` : ".");
+    const text = `Over ${threshold}: ${texts} ${texts === 1 ? "text gets" : "texts get"} the label, about ${Math.round(right)} of them rightly`
+      + (texts ? ` (precision ${percent(right / texts)}, recall ${percent(right / total)}).` : ".");
     slider.setAttribute("aria-valuetext", text);
     slider.parentElement.querySelector("output").textContent = text;
   };
