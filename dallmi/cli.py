@@ -157,9 +157,12 @@ A few minutes on two cores, without a network.""",
     "predict": (
         "score texts with an adapted checkpoint",
         """\
-Writes a CSV with the texts' ids, a probability per label, and the labels over the
-checkpoint's thresholds, separated by |. FILE may also be .tsv, .jsonl or .parquet. Where the
-checkpoint has a word view beside its encoder, both answer together.""",
+Writes the texts' ids, a probability per label, and the labels over the checkpoint's thresholds
+(in CSV separated by |). FILE and --out may be .csv, .tsv, .jsonl or .parquet, the first three
+also packed (.csv.gz), or - for standard input and output. Texts are read and scored in chunks, so
+a million need no more memory than a thousand; an interrupted run goes on where it was when the
+same command is given again. Where the checkpoint has a word view beside its encoder, both answer
+together.""",
     ),
     "suggest": (
         "choose the texts to label next, as a sheet to be filled in",
@@ -345,9 +348,23 @@ def _add_predict(commands: Any) -> None:
     "The options of `dallmi predict`."
     sub = _add_command(commands, "predict")
     sub.add_argument("checkpoint", metavar="DIR", help="folder written by adapt")
-    sub.add_argument("file", metavar="FILE", help="texts to score")
+    sub.add_argument(
+        "files", nargs="+", metavar="FILE", help="texts to score; - for standard input"
+    )
     sub.add_argument(
         "--text-column", metavar="NAME", help="name of the text column (default: text)"
+    )
+    sub.add_argument(
+        "--format",
+        choices=("csv", "tsv", "jsonl", "parquet"),
+        default="csv",
+        help="format of standard input and output (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--long-texts",
+        choices=("first", "windows"),
+        help="of a text that is longer than the model reads, the first tokens, or all of them "
+        "through windows (default: as it was trained)",
     )
     _add_out(sub, "scores.csv", "file")
 
@@ -579,9 +596,19 @@ def _run_adapt(args: argparse.Namespace) -> None:
 def _run_predict(args: argparse.Namespace) -> None:
     "`dallmi predict`: write the scores, then say where."
     with _importing():
-        from dallmi.inference import predict_file
+        from dallmi.streams import predict_file
 
-    print(predict_file(args.checkpoint, args.file, args.out, args.text_column, args.overwrite))
+    files = args.files if len(args.files) > 1 else args.files[0]
+    said = predict_file(
+        args.checkpoint,
+        files,
+        args.out,
+        args.text_column,
+        args.overwrite,
+        long_texts=args.long_texts,
+        kind=args.format,
+    )
+    print(said, file=sys.stderr if args.out == "-" else sys.stdout)
 
 
 def _run_suggest(args: argparse.Namespace) -> None:
@@ -635,6 +662,7 @@ def _run_report(args: argparse.Namespace) -> None:
 _KEPT = {  # command: the folder in which it keeps what is done, a file in it, what to say of it
     "adapt": ("{}.partial", "identity.json", "What is done"),
     "demo": ("{}.partial", "identity.json", "What is done"),
+    "predict": ("{}.partial", "part-*.parquet", "What is done"),
     "benchmark": ("{}", "*.json", "The finished trials"),
 }
 

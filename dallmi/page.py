@@ -429,26 +429,26 @@ def _at(probs: np.ndarray, threshold: float) -> tuple[int, float]:
 
 
 def _threshold_steps(probs: np.ndarray, shipped: float, steps: int = 60) -> tuple[list, int]:
-    """Thresholds from high to low, each with the number of texts that it tags and of the positives
-    expected among them: [threshold, tagged, right]; and the place of the shipped one."""
+    """Thresholds from high to low, each with the number of texts over it and of the positives
+    expected among them: [threshold, texts, right]; and the place of the shipped one."""
     values = np.unique(probs)[::-1]  # distinct, falling
     counts = np.unique(np.geomspace(1, len(values), steps).round().astype(int))
     cuts = [(values[k - 1] + values[k]) / 2 if k < len(values) else 0.0 for k in counts]
     order = sorted({*map(float, cuts), float(shipped)}, reverse=True)
     rows = [
-        [float(f"{cut:.4g}"), tagged, round(right, 1)]
+        [float(f"{cut:.4g}"), texts, round(right, 1)]
         for cut in order
-        for tagged, right in [_at(probs, cut)]
+        for texts, right in [_at(probs, cut)]
     ]
     return rows, order.index(float(shipped))
 
 
 def _threshold(probs: np.ndarray, shipped: float) -> dict[str, Any]:
-    "What the threshold of one label does, and what half and twice as many tags would be."
+    "What one threshold does, and what half and twice as many texts over it would take."
     steps, place = _threshold_steps(probs, shipped)
-    tagged = steps[place][1]
+    texts = steps[place][1]
     near = [
-        (word, min(steps, key=lambda step: abs(step[1] - share * tagged)))
+        (word, min(steps, key=lambda step: abs(step[1] - share * texts)))
         for word, share in (("half", 0.5), ("double", 2.0))
     ]
     rows = [near[0], ("shipped", steps[place]), near[1]]

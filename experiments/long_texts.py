@@ -35,15 +35,15 @@ from dallmi.training.encoder import bf16_pays
 
 DATA = Path(os.environ.get("DATA", "data"))
 OUT = Path(os.environ.get("OUT", "nbs/results/long_texts.jsonl"))
-PAIRS = os.environ.get("PAIRS", "arxiv,pubmed,wiki").split(",")
+PAIRS = os.environ.get("PAIRS", "pubmed,wiki,arxiv").split(",")
 SEEDS = list(map(int, os.environ.get("SEEDS", "0").split(",")))
 TRAINED = os.environ.get("TRAINED", "first-128,windows-128").split(",")
 SOURCE, TARGET, TEST = (
-    int(os.environ.get(n, d)) for n, d in (("SOURCE", 300), ("TARGET", 300), ("TEST", 300))
+    int(os.environ.get(n, d)) for n, d in (("SOURCE", 200), ("TARGET", 200), ("TEST", 250))
 )
 RECIPE = os.environ.get("RECIPE", "anchored:rounds=1,epochs=2,words_weight=0")
 FILES = {"wiki": ("movies/target.csv", "movies/source.csv")}
-WINDOW, OVERLAPS = 128, (0.0, 0.25, 0.5)
+WINDOW, OVERLAPS = 128, (0.0, 0.25)
 
 
 def make_task(pair, seed):

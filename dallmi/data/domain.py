@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from ..errors import InputError, check_number, listing
 
@@ -479,6 +479,9 @@ def _split_rows(texts: list[str], test: float, seed: int) -> tuple[np.ndarray, n
     return rows[cut:], rows[:cut]
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c067
+_AT_ONCE = 10_000
+
+
 def tokenize_domain(
     domain: Domain, tokenizer: "PreTrainedTokenizerBase", max_length: int = 128
 ) -> Dataset:
@@ -493,14 +496,17 @@ def tokenize_domain(
             f"max_length={max_length} is outside 3 to {most}, the lengths that this model reads; "
             "choose one of these."
         )
-    tokens = tokenizer(
-        domain.texts, truncation=True, max_length=max_length, return_attention_mask=False
-    )
     width = len(domain.label_names)
     features = Features(
         {"input_ids": List(Value("int32")), "labels": List(Value("float32"), length=width)}
     )
-    columns = {"input_ids": tokens["input_ids"], "labels": domain.labels.tolist()}
-    rows = Dataset.from_dict(columns, features=features)
+    parts = []
+    for i in range(0, max(1, len(domain)), _AT_ONCE):  # tokens are large until they are in columns
+        texts, labels = domain.texts[i : i + _AT_ONCE], domain.labels[i : i + _AT_ONCE]
+        how = {"truncation": True, "max_length": max_length, "return_attention_mask": False}
+        ids = tokenizer(texts, **how)["input_ids"] if texts else []
+        columns = {"input_ids": ids, "labels": labels.tolist()}
+        parts.append(Dataset.from_dict(columns, features=features))
+    rows = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     rows.info.description = json.dumps({"label_names": domain.label_names})
     return rows

@@ -360,8 +360,8 @@ def _check_listing(names: Counter, rows: int, place: str) -> None:
     alike = next((found for found in stems.values() if len(found) > 1), None)
     if alike:
         raise InputError(
-            f"{place} holds {listing(alike, 3)}: names with a number; write the names alone, or, if "
-            "these are labels, list all of them with label_names=… (--label-names)."
+            f"{place} holds {listing(alike, 3)}: names with a number; write the names alone, or, "
+            "if these are labels, list all of them with label_names=… (--label-names)."
         )
     if rows >= 20 and len(names) >= rows and max(names.values()) == 1:
         raise InputError(
@@ -1025,6 +1025,13 @@ def describe_data(
         known = f"{100 * (1 - np.isnan(domain.labels).mean()):.0f} % of the labels known"
         lines.append(f"{name}: {len(domain)} texts, {known}{'; ' if about else ''}{about}")
     lines += ["positive labels", _count_table(parts)]
+    everywhere = [
+        name
+        for name, cells in zip(source.label_names, source.labels.T, strict=True)
+        if (cells == 1).any() and not (cells == 0).any()
+    ]
+    if everywhere:
+        lines.append(f"source: no text says no to {listing(everywhere)}, so nothing can be learned")
     flags = [name for name in source.label_names if _FLAG.fullmatch(name)]
     if flags:
         lines.append(f"named like flags, yet taken as labels: {listing(flags)}")
@@ -1036,7 +1043,7 @@ def describe_data(
             lines.append(f"{name}: {len(rows)} of {len(domain)} texts {what} ({first})")
     return "\n".join(lines)
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c095
+# %% ../../nbs/2_using/11_labels.ipynb #11c100
 class _PaperPair(NamedTuple):
     "Where a pair of the paper stands in its published files."
 
@@ -1052,7 +1059,7 @@ PRESETS = {
     "arxiv": _PaperPair("arvix_older_papers.csv", "arvix_newer_papers.csv", "summaries", 3),
 }
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c096
+# %% ../../nbs/2_using/11_labels.ipynb #11c101
 def load_paper_pair(name: str, folder: Path | str) -> tuple[Domain, Domain]:
     """Source and target of a pair of the paper, from the published files in `folder`.
 

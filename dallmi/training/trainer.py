@@ -1001,6 +1001,14 @@ class DallmiTrainer(CarefulTrainer):
     ) -> None:
         args = DallmiArguments("tmp_trainer") if args is None else args
         _check_call(args, loss, compute_loss_func, mixup, unknown)
+        functions = {
+            "compute_metrics": compute_metrics,
+            "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
+            "data_collator": data_collator,
+        }
+        for name, function in functions.items():
+            if function is not None and not callable(function):
+                raise InputError(f"{name}={str(function)[:40]} is no function; give one.")
         _check_launch(args.world_size)
         self.loss = VariationLoss() if loss is None else loss
         if compute_loss_func is not None:
@@ -1131,6 +1139,8 @@ class DallmiTrainer(CarefulTrainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         "`Trainer`'s. Raises `InputError` for rows and labels that cannot be predicted."
+        if test_dataset is None:
+            raise InputError("There are no texts to predict; give them as test_dataset.")
         self._check_evaluated(test_dataset, "test_dataset")
         return super().get_test_dataloader(test_dataset)
 
