@@ -38,7 +38,7 @@ LABELS = {
 BUDGET = "--model tiny --max-length 16 --source-epochs 2 --epochs 2 --label-fraction 0.4"
 COMMANDS = {
     "adapt": f"adapt --source source.csv --target pairs/q/target.csv {BUDGET} --out model",
-    "predict": "predict ../trained texts.csv --out scores.csv",
+    "predict": "predict ../trained texts.csv more.jsonl --out scores.csv",
     "benchmark": "benchmark --data-dir pairs --pairs q --methods partial tfidf-st --seeds 0 "
     + "--jobs 2 "
     + BUDGET.replace("fraction", "fractions"),
@@ -87,6 +87,10 @@ def write_inputs(folder: Path, seed: int = 0) -> None:
             lines.append(",".join([f"{name[0]}{row}", " ".join(words), *marks]))
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
     shutil.copy(folder / "source.csv", folder / "pairs" / "q")
+    with open(folder / "more.jsonl", "w") as f:  # several chunks
+        for row in range(1500):
+            f.write(json.dumps({"id": f"m{row}", "text": " ".join(rng.choices(WORDS.split(), k=9))}))
+            f.write("\n")
 
 
 def disturb(point: Point, folder: Path, count: Callable[[int], None] | None = None) -> None:

@@ -1,4 +1,5 @@
-"""Previous, next and solutions at both ends of every chapter, in reading order.
+"""Previous, next and solutions at both ends of every chapter, in reading order, and the overview's
+table of chapters.
 
     python .ci/navigation.py            writes what is missing or out of date
     python .ci/navigation.py --check    fails where something would be written
@@ -14,6 +15,8 @@ from typing import Any
 
 NOTEBOOKS = Path(__file__).parent.parent / "nbs"
 LINE = re.compile(r"^(Previous|Next): \[\d\d_.*\)$")
+TABLE = re.compile(r"(?<=<!-- chapters -->\n).*(?=<!-- /chapters -->)", re.S)
+PARTS = {"1_method": "The method", "2_using": "Using it", "3_judging": "Judging it"}
 
 
 def chapters() -> list[Path]:
@@ -76,6 +79,33 @@ def navigated(notebook: dict[str, Any], line: str) -> dict[str, Any]:
     return {**notebook, "cells": [*cells, end]}
 
 
+def about(chapter: Path) -> str:
+    "A chapter's title and subtitle, in one line."
+    cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
+    rows = "".join(cells[0]["source"]).split("\n")
+    title = [row[2:] for row in rows if row.startswith("# ")][:1]
+    subtitle = " ".join(row.lstrip("> ") for row in rows if row.startswith(">"))
+    return ". ".join([*title, subtitle]).replace("|", "\\|").removesuffix(".")
+
+
+def table_of(order: list[Path], page: Path) -> str:
+    "The chapters of every part, for the overview at `page`."
+    text = ""
+    for folder, part in PARTS.items():
+        rows = [
+            f"| {link(c.stem, c, page)} | {about(c)} |" for c in order if c.parent.name == folder
+        ]
+        text += "\n".join(["", f"| {part} | |", "|---|---|", *rows, ""])
+    return text + "\n"
+
+
+def put_table(notebook: dict[str, Any], table: str) -> None:
+    "Write `table` where `notebook` has the marks for it."
+    for cell in notebook["cells"]:
+        text = TABLE.sub(lambda _: table, "".join(cell["source"]))
+        cell["source"] = text.splitlines(keepends=True)
+
+
 def main(arguments: list[str]) -> int:
     "Write the lines, or with --check say where they are missing."
     check, order = "--check" in arguments, chapters()
@@ -86,6 +116,8 @@ def main(arguments: list[str]) -> int:
             continue
         before = page.read_text(encoding="utf-8")
         notebook = navigated(json.loads(before), line_of(place, order))
+        if place == 0:
+            put_table(notebook, table_of(order, page))
         after = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         if after == before:
             continue

@@ -111,6 +111,9 @@ def _read_labels(y: Any) -> tuple[list[str] | None, np.ndarray]:
     return list(map(str, y.columns)) if isinstance(y, pd.DataFrame) else None, matrix
 
 # %% ../nbs/2_using/30_estimator.ipynb #30c027
+_HINT = "leave the label out of y (in cross-validation, spread its texts over the folds)"
+
+
 def _check_lengths(**parts: Sequence[Any] | np.ndarray) -> None:
     "Raise `InputError` where the `parts`, {name: rows}, are not equally long."
     lengths = {name: len(rows) for name, rows in parts.items()}
@@ -144,7 +147,7 @@ def _domains(X: Any, y: Any, sample_domain: Any) -> tuple[Domain, Domain]:
     both = Domain(texts, labels, names or [str(i) for i in range(labels.shape[1])])
     source, target = both.select(~is_target), both.select(is_target)
     for name, part in (("source", source), ("target", target)):
-        check_positives(part, f"y of the {name}", "leave the label out of y")
+        check_positives(part, f"y of the {name}", _HINT)
     _check_source(source)
     return source, target
 

@@ -115,6 +115,9 @@ def _views(classifier: Classifier, texts: Sequence[str]) -> tuple[np.ndarray, An
     return both.combine(encoder, texts), (encoder, both.model.probs(texts))
 
 
+GUESS = "dallmi_guess"  # a column of this name is never read as a label
+
+
 def _guess(probs: np.ndarray, thresholds: np.ndarray, names: Sequence[str]) -> str:
     "The labels that a model would give a text, the likeliest first, with percentages."
     order = np.argsort(-probs)
@@ -131,10 +134,10 @@ def _check_request(n: int, strategy: str, texts: int, diverse: bool, where: str)
     if not isinstance(diverse, bool):
         raise InputError(f"diverse={diverse!r:.40} is neither True nor False.")
     if not texts:
-        raise InputError(f"{where} has no text left to label: all of them have labels already.")
+        raise InputError(f"{where}: no text is left to label, as all of them have labels already.")
     if texts < n:
         raise InputError(
-            f"{where} has {texts} texts without labels, fewer than the n={n} that are asked for; "
+            f"{where}: {texts} texts without labels are fewer than the n={n} that are asked for; "
             f"ask for {texts} at most (--n {texts})."
         )
 
@@ -169,9 +172,6 @@ def suggest(
     return table
 
 # %% ../nbs/2_using/23_suggest.ipynb #23c005
-GUESS = "dallmi_guess"  # a column of this name is never read as a label
-
-
 def _form(table: pd.DataFrame, ids: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
     "The sheet to be filled in: id, guess, text, and a blank column per label."
     about = {"id": list(ids), GUESS: table[GUESS], "text": table["text"]}
@@ -250,6 +250,11 @@ class _Round:
     rows: list[int]
 
 
+def _column_labels(rows: pd.DataFrame, names: Sequence[str], text: str, where: str) -> np.ndarray:
+    "Labels [n, L] of a file with a column of 1, 0 or blank per label."
+    return _labels_from_columns(rows, list(names), where)
+
+
 def _choice_labels(rows: pd.DataFrame, names: Sequence[str], text: str, where: str) -> np.ndarray:
     "Labels [n, L] of a file whose labels are listed in one column."
     table = rows.drop(columns=[c for c in ("id", GUESS) if c in rows.columns])
@@ -259,11 +264,14 @@ def _choice_labels(rows: pd.DataFrame, names: Sequence[str], text: str, where: s
             f"{where} lacks the label column {listing(names)}; fill in what `dallmi suggest` wrote."
         )
     column = "labels" if "labels" in others else None
+    labels = np.full((len(rows), len(names)), np.nan, dtype=np.float32)
+    filled = ~table[text].map(_is_blank).to_numpy()
     try:
-        found = load_domain(table, text, column, label_names=list(names))
+        found = load_domain(table[filled], text, column, label_names=list(names))
     except InputError as e:
         raise InputError(f"{where}: {str(e).removeprefix('The data frame: ')}") from None
-    return found.select_labels(list(names), where).labels
+    labels[filled] = found.select_labels(list(names), where).labels
+    return labels
 
 
 def _read_round(file: DomainLike, names: Sequence[str], text_column: str | None) -> _Round:
@@ -274,26 +282,24 @@ def _read_round(file: DomainLike, names: Sequence[str], text_column: str | None)
         rows, where = read_rows(file)
     rows = rows.rename(columns=lambda name: _plain(name))
     text = find_text_column(rows, None if "text" in rows.columns else text_column, where)
-    empty = rows.map(_is_blank).all(axis=1)
-    kept = [i for i, out in enumerate(empty, 1) if not out]
-    rows = rows[~empty].reset_index(drop=True)
-    if rows.empty:
+    empty = rows.map(_is_blank).all(axis=1).to_numpy()
+    if empty.all():
         raise InputError(f"{where} has no rows; give a file in which texts are labelled.")
-    texts = [_plain(value) for value in rows[text]]
-    check_texts(texts, where)
+    check_texts([_plain(value) for value in rows[text][~empty]], where)
     lost = [name for name in names if name not in rows.columns]
-    if not lost:
-        labels = _labels_from_columns(rows, list(names), where)
-    elif len(lost) < len(names):
+    if lost and len(lost) < len(names):
         raise InputError(
             f"{where} lacks the label column {listing(lost)}; its columns are "
             f"{listing(rows.columns)}."
         )
-    else:
-        labels = _choice_labels(rows, names, text, where)
+    read = _choice_labels if lost else _column_labels
+    labels = read(rows, names, text, where)[~empty]
+    kept = np.flatnonzero(~empty) + 1
+    rows = rows[~empty]
+    texts = [_plain(value) for value in rows[text]]
     ids = rows["id"] if "id" in rows.columns else [None] * len(rows)
     plain = ["" if _is_blank(value) else _plain(value) for value in ids]
-    return _Round(where, plain, texts, labels, kept)
+    return _Round(where, plain, texts, labels, kept.tolist())
 
 # %% ../nbs/2_using/23_suggest.ipynb #23c007
 class _Merging:
@@ -393,13 +399,15 @@ def merge_labels(
 
 # %% ../nbs/2_using/23_suggest.ipynb #23c008
 def _is_form(path: Path) -> bool:
-    "Whether a file is a sheet of ours that nobody has filled in."
+    "Whether a file is a sheet of ours. Raises `InputError` where it was filled in."
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         if path.suffix.lower() != ".csv":
             return GUESS in file.read(10**6)
         rows = list(csv.reader(file))
     ours = bool(rows) and rows[0][:3] == ["id", GUESS, "text"]
-    return ours and not any(cell.strip() for row in rows[1:] for cell in row[3:])
+    if ours and any(cell.strip() for row in rows[1:] for cell in row[3:]):
+        raise InputError(f"'{path}' was filled in, so it is not replaced; give another place.")
+    return ours
 
 
 def _known_rows(rows: pd.DataFrame, names: Sequence[str], where: str) -> set[int]:

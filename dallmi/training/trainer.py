@@ -764,8 +764,7 @@ class _QuickDropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         "`x` with numbers dropped, by the pool where it lies on a CPU and in training."
-        drops = self.training and 0 < self.p < 1 and not self.inplace
-        if not drops or x.device.type != "cpu":
+        if not self.training or self.inplace or x.device.type != "cpu":
             return super().forward(x)
         return x * self.pool.cut(x, self.p)
 
@@ -773,7 +772,8 @@ class _QuickDropout(nn.Dropout):
 @contextmanager
 def _swapped(model: nn.Module) -> Iterator[None]:
     "While open, the stock dropout layers of `model` are quick ones with a pool in common."
-    layers, pool = [m for m in model.modules() if type(m) is nn.Dropout], _Pool()
+    layers = [m for m in model.modules() if type(m) is nn.Dropout and 0 < m.p < 1]
+    pool = _Pool() if layers else None  # without dropout no random number is drawn
     for layer in layers:
         layer.__class__, layer.pool = _QuickDropout, pool  # type: ignore[assignment]
     try:
