@@ -114,7 +114,7 @@ def _cut_windows(
 
 
 def _mean_of_windows(probs: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    "Probabilities [N, L] of N texts from those of their windows [W, L]; `counts` [N]: windows each."
+    "Mean probabilities [N, L] of the windows [W, L] of N texts; `counts` [N]: windows of each."
     if not len(counts):
         return probs
     starts = np.cumsum([0, *counts[:-1]])

@@ -832,7 +832,8 @@ def ask_teacher(teacher: Teacher, task: Task) -> np.ndarray:
 
     A DataFrame, a `Dataset` or a file of one (columns `id` and one per label), an array of the rows
     of the target as it was given, a function of a list of texts, a classifier or an adaptation, the
-    folder or hub name of one, or a list of teachers, whose probabilities are averaged. Raises
+    folder or hub name of one, an `LLMTeacher` or whatever has ask(texts, label_names), or a list
+    of teachers, whose probabilities are averaged. Raises
     `InputError` for what cannot be used, lacks texts or labels, or gives no probabilities."""
     if not isinstance(teacher, (list, tuple)):
         return _ask(teacher, task, "The teacher")

@@ -60,13 +60,11 @@ def films_table(part: str) -> pd.DataFrame:
     return pd.read_csv(path, dtype=object, keep_default_na=False, encoding="utf-8")
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c021
-#| code-fold: true
 def _clean_name(name: object) -> str:
     "`name` as a string in Unicode's composed form (NFC), without outer blanks."
     return unicodedata.normalize("NFC", str(name)).strip()
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c022
-#| code-fold: true
 def _split_names(text: str, separator: str = ",") -> list[str]:
     """The names in `text`; one with the separator in it stands in double quotes, as in CSV.
 
@@ -292,7 +290,6 @@ def check_positives(
         )
 
 # %% ../../nbs/1_method/01_domains.ipynb #01c042
-#| code-fold: true
 _NO_MARKS = {ord(c): None for c in string.printable if unicodedata.category(c)[0] in "PZC"}
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from ..errors import InputError, unknown_name
 from .base import full_precision
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c005
+# %% ../../nbs/1_method/06_mixup.ipynb #06c009
 def _mix(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
     """g·a + (1 − g)·b, `a` and `b` [M, …], `g` [M].
 
@@ -49,7 +49,7 @@ def _pick_rows(mask: Tensor) -> Tensor:
     Any row where a column has none."""
     return torch.where(mask, torch.rand(mask.shape, device=mask.device), -1.0).argmax(0)
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c017
+# %% ../../nbs/1_method/06_mixup.ipynb #06c015
 def draw_pairs(labels: Tensor, alpha: float = 0.3, max_pairs: int = 8) -> Pairs:
     """`Pairs`, at most min(max_pairs, L), one per label: a random positive and unlabelled row.
 
@@ -81,7 +81,7 @@ def _with_weight(pairs: Pairs) -> Pairs:
     count = int(np.count_nonzero(pairs.weight.numpy()))
     return Pairs(*(column[:count] for column in pairs))
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c029
+# %% ../../nbs/1_method/06_mixup.ipynb #06c019
 def mix_texts(embeds: Tensor, mask: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Mixed word embeddings [M, T, H] and their attention mask [M, T].
 
@@ -94,7 +94,7 @@ def mix_texts(embeds: Tensor, mask: Tensor, pairs: Pairs) -> tuple[Tensor, Tenso
     union = (mask[p].bool() & (g > 0)) | (mask[u].bool() & (g < 1))
     return _mix(positive, unlabelled, pairs.g), union.to(mask.dtype)
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c037
+# %% ../../nbs/1_method/06_mixup.ipynb #06c026
 _Place = Literal["embedding", "hidden", "logits"]
 _PLACES: tuple[_Place, ...] = ("embedding", "hidden", "logits")
 
@@ -127,7 +127,7 @@ def _mixed_hidden(model: PreTrainedModel, pairs: Pairs) -> Iterator[None]:
     finally:
         handle.remove()
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c040
+# %% ../../nbs/1_method/06_mixup.ipynb #06c028
 def is_causal(model: PreTrainedModel) -> bool:
     "Whether `model` is a decoder: it reads from left to right, and its head reads the last token."
     layers = [module for module in model.modules() if getattr(module, "is_causal", False) is True]
@@ -158,7 +158,7 @@ def _mixed_inputs(
         inputs["token_type_ids"] = torch.cat([types, types[larger]])
     return inputs
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c043
+# %% ../../nbs/1_method/06_mixup.ipynb #06c031
 def mixed_forward(
     forward: Callable[..., Any],
     model: PreTrainedModel,
@@ -188,7 +188,7 @@ def mixed_forward(
     plain, mixed = logits.split([len(text["input_ids"]), len(pairs.g)])
     return plain, mixed
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c059
+# %% ../../nbs/1_method/06_mixup.ipynb #06c036
 def mixup_loss(
     mixed: Tensor, logits: Tensor, pairs: Pairs, form: Literal["norm", "log"] = "norm"
 ) -> Tensor:
@@ -211,7 +211,7 @@ def mixup_loss(
         gap = log_target - F.logsigmoid(z)
     return (pairs.weight * gap.square()).sum()
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c069
+# %% ../../nbs/1_method/06_mixup.ipynb #06c041
 _RANGES = {"weight": (0, 10**6), "alpha": (1e-3, 10**3), "max_pairs": (1, 100_000)}
 
 
