@@ -115,7 +115,12 @@ def main(arguments: list[str]) -> int:
         if chosen and page.resolve() not in chosen:
             continue
         before = page.read_text(encoding="utf-8")
-        notebook = navigated(json.loads(before), line_of(place, order))
+        notebook = json.loads(before)
+        if not "".join(notebook["cells"][0]["source"]).startswith("# "):
+            print(f"{page.relative_to(NOTEBOOKS)}: its first cell has no title")
+            stale += 1
+            continue
+        notebook = navigated(notebook, line_of(place, order))
         if place == 0:
             put_table(notebook, table_of(order, page))
         after = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"

@@ -329,7 +329,7 @@ def _add_suggest(commands: Any) -> None:
         "--strategy",
         metavar="NAME",
         default=argparse.SUPPRESS,
-        help="random, likely, uncertain or disagreement (default: the best of the chapter's table)",
+        help="random, likely, uncertain or disagreement (default: uncertain)",
     )
     sub.add_argument(
         "--diverse",

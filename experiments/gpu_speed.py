@@ -58,14 +58,16 @@ def in_turn(sides: dict[str, Callable[[], float]], reps: int) -> dict[str, list[
     return {name: values[1:] for name, values in found.items()}
 
 
-def bert(tiny: bool, attention: str = "sdpa") -> BertForSequenceClassification:
+def bert(tiny: bool, attention: str = "sdpa") -> Any:
     "A BERT with random weights, the same each time."
     torch.manual_seed(0)
-    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(num_labels=LABELS, **(small | {"intermediate_size": 64} if tiny else {}))
-    model = BertForSequenceClassification(config).to(DEVICE)
+    sizes: dict[str, Any] = {"num_labels": LABELS}
+    if tiny:
+        sizes |= {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(**sizes)
+    model: Any = BertForSequenceClassification(config)
     model.set_attn_implementation(attention)
-    return model
+    return model.to(DEVICE)
 
 
 def long_rows(n: int, length: int) -> Dataset:
@@ -90,7 +92,11 @@ def trainer_of(spec: str, rows: Dataset, batch: int, folder: str, **choices: Any
         **choices,
     )
     tokenizer = AutoTokenizer.from_pretrained(default_model())
-    parts = {"loss": recipe.loss, "mixup": recipe.mixup, "processing_class": tokenizer}
+    parts: dict[str, Any] = {
+        "loss": recipe.loss,
+        "mixup": recipe.mixup,
+        "processing_class": tokenizer,
+    }
     return DallmiTrainer(model, args, train_dataset=rows, **parts)
 
 
@@ -99,9 +105,7 @@ def step_of(trainer: DallmiTrainer) -> Callable[[], float]:
     return lambda: timed(trainer.train) / trainer.args.max_steps
 
 
-def plain_step(
-    model: torch.nn.Module, rows: Dataset, batch: int, steps: int
-) -> Callable[[], float]:
+def plain_step(model: Any, rows: Dataset, batch: int, steps: int) -> Callable[[], float]:
     "Seconds a step of a plain loop with BCE, unknown labels negative, on texts of one length."
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     ids = torch.tensor(rows[:batch]["input_ids"], device=DEVICE)
@@ -119,12 +123,12 @@ def plain_step(
     return lambda: timed(train) / steps
 
 
-def naive_step(model: torch.nn.Module, rows: Dataset, batch: int) -> Callable[[], float]:
+def naive_step(model: Any, rows: Dataset, batch: int) -> Callable[[], float]:
     "Seconds a step of the paper's scheme label by label, float32: 1 + 2 L passes of the encoder."
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     ids = torch.tensor(rows[:batch]["input_ids"], device=DEVICE)
     labels = torch.tensor(rows[:batch]["labels"], device=DEVICE)
-    embed = model.get_input_embeddings()  # type: ignore[operator]
+    embed = model.get_input_embeddings()
 
     def train() -> None:
         probs = model.train()(ids).logits.sigmoid()
@@ -147,12 +151,14 @@ def naive_step(model: torch.nn.Module, rows: Dataset, batch: int) -> Callable[[]
 
 def operations(trainer: DallmiTrainer) -> int:
     "Floating-point operations of a forward and a backward pass, attention counted."
-    trainer.model.set_attn_implementation("eager")  # type: ignore[union-attr]
+    model: Any = trainer.model
+    model.set_attn_implementation("eager")
     batch = next(iter(trainer.get_train_dataloader()))
     with FlopCounterMode(display=False) as counter:
-        trainer.compute_loss(trainer.model.train(), batch).backward()  # type: ignore[union-attr]
-    trainer.model.zero_grad()  # type: ignore[union-attr]
-    trainer.model.set_attn_implementation("sdpa")  # type: ignore[union-attr]
+        loss: Any = trainer.compute_loss(model.train(), batch)
+        loss.backward()
+    model.zero_grad()
+    model.set_attn_implementation("sdpa")
     return counter.get_total_flops()
 
 
@@ -165,12 +171,12 @@ def peak(size: int) -> float:
 def measure(tiny: bool, folder: str) -> dict[str, Any]:
     "All sides and what they depend on."
     n, length, batch, steps, reps = (48, 16, 16, 2, 1) if tiny else (2048, 128, 256, 10, 5)
-    rows, scorer = long_rows(n, length), Classifier(bert(tiny), None)  # type: ignore[arg-type]
-    scorer.tokenizer = AutoTokenizer.from_pretrained(default_model())
+    tokenizer = AutoTokenizer.from_pretrained(default_model())
+    rows, scorer = long_rows(n, length), Classifier(bert(tiny), tokenizer)
     shared: dict[str, Any] = {"max_steps": steps}
     ours = trainer_of("anchored", rows, batch, folder, model=bert(tiny), **shared)
     work = operations(ours)
-    variants = {
+    variants: dict[str, Any] = {
         "step": ours,
         "step, stock dropout": {"quick_dropout": False},
         "step, compiled": {"torch_compile": not tiny},

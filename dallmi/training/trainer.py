@@ -780,7 +780,7 @@ def _swapped(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            layer.__class__ = nn.Dropout  # type: ignore[assignment]
+            layer.__class__ = nn.Dropout
             del layer.pool
 
 
