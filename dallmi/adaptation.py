@@ -617,8 +617,11 @@ def source_model(task: Task, fresh: Classifier, settings: Settings) -> Classifie
 def _say_data(task: Task, fresh: Classifier) -> None:
     "On stderr: what was taken for texts and labels, and what two parts have in common."
     if is_main():
-        said = describe_data(task.source, task.target, task.test, fresh.tokenizer, fresh.max_length)
+        first = fresh.long_texts == "first"
+        read = fresh.max_length if first else sys.maxsize  # through windows, all
+        said = describe_data(task.source, task.target, task.test, fresh.tokenizer, read)
         length = f"{fresh.max_length} tokens of a text are read"
+        length = length if first else f"texts are read through windows of {fresh.max_length} tokens"
         print(*task.notes, said, length, sep="\n", file=sys.stderr, flush=True)
 
 # %% ../nbs/2_using/28_adaptation.ipynb #28c068

@@ -72,7 +72,8 @@ _KNOWN_ENDS = 1000  # last cells that are remembered, to know a row when a quote
 
 def _text_lines(file: io.BufferedIOBase) -> Iterator[str]:
     "Lines of UTF-8 text, with their ends. Raises ValueError that names the line."
-    head = getattr(file, "peek", lambda n: b"")(2**16)
+    file = file if hasattr(file, "peek") else io.BufferedReader(cast(Any, file))
+    head = cast(Any, file).peek(2**16)
     ends = "\r" if b"\r" in head and b"\n" not in head else "\n"
     number = 0
     try:
@@ -119,7 +120,7 @@ def _check_cells(
                     "a row; remove its quote, or write it twice"
                 )
 
-# %% ../nbs/2_using/22_streams.ipynb #22c018
+
 def _open_csv(file: io.BufferedIOBase, separator: str) -> _Table:
     "An open CSV file. Raises ValueError for a malformed row, by its number below the header."
     lines = _text_lines(file)
@@ -162,7 +163,7 @@ def _clean(columns: Iterable[Any]) -> list[str]:
         raise ValueError(f"it has more than one column named {listing(twins)}; rename them")
     return names
 
-# %% ../nbs/2_using/22_streams.ipynb #22c021
+# %% ../nbs/2_using/22_streams.ipynb #22c020
 def _objects(file: io.BufferedIOBase) -> Iterator[dict[str, Any]]:
     "The objects of a JSONL file. Raises ValueError that names the line."
     for number, line in enumerate(_text_lines(file), 1):
@@ -214,7 +215,7 @@ def _open_table(file: Any, kind: str) -> _Table:
         return _open_csv(file, _SEPARATORS[kind])
     return _open_jsonl(file) if kind == "jsonl" else _open_parquet(file)
 
-# %% ../nbs/2_using/22_streams.ipynb #22c024
+# %% ../nbs/2_using/22_streams.ipynb #22c023
 @dataclass(frozen=True)
 class _Input:
     """One input of a run. `where`: what messages call it; `name`: what the table of scores calls
@@ -280,7 +281,7 @@ def _input(source: Any, kind: str) -> _Input:
         lambda: _in_memory(rows),
     )
 
-# %% ../nbs/2_using/22_streams.ipynb #22c027
+# %% ../nbs/2_using/22_streams.ipynb #22c026
 _ROWS, _CHARACTERS = 512, 500_000  # of a chunk, at most
 
 
@@ -292,7 +293,7 @@ class _Chunk:
     ids: list[str]
     first: int
 
-# %% ../nbs/2_using/22_streams.ipynb #22c028
+
 def _why_row(text: Any, name: str) -> str | None:
     "What is wrong with a row, as the rest of a sentence; None where nothing is."
     try:
@@ -327,7 +328,7 @@ def _check_chunk(chunk: _Chunk, where: str) -> None:
             raise InputError(f"{where}, row {row}: {why}.")
         seen.add(name)
 
-# %% ../nbs/2_using/22_streams.ipynb #22c030
+# %% ../nbs/2_using/22_streams.ipynb #22c028
 def _rows_of(table: _Table, text_column: str | None, where: str) -> Iterator[tuple[Any, str]]:
     "Text and id of every row of a table: the row's number where there are no ids, '' for a hole."
     text = find_text_column(pd.DataFrame(columns=table.columns), text_column, where)
@@ -359,7 +360,7 @@ def _gather(rows: Iterator[tuple[Any, str]]) -> Iterator[_Chunk]:
     if broken is not None:
         raise broken
 
-# %% ../nbs/2_using/22_streams.ipynb #22c031
+
 def _chunks(source: _Input, text_column: str | None) -> Iterator[_Chunk]:
     "The checked chunks of an input. Raises `InputError` that names the row."
     row = 0
@@ -383,7 +384,7 @@ def _chunks(source: _Input, text_column: str | None) -> Iterator[_Chunk]:
     if not row:
         raise InputError(f"{source.where} has no rows, so there is nothing to score.")
 
-# %% ../nbs/2_using/22_streams.ipynb #22c034
+# %% ../nbs/2_using/22_streams.ipynb #22c031
 def _count(source: _Input, text_column: str | None) -> int:
     """The rows of an input that can be read twice, all of them checked, at eight bytes of memory
     each. Raises `InputError`, also where two have the same id."""
@@ -403,7 +404,7 @@ def _count(source: _Input, text_column: str | None) -> int:
             seen |= {name} if hash(name) in alike else set()
     return len(hashes)
 
-# %% ../nbs/2_using/22_streams.ipynb #22c037
+# %% ../nbs/2_using/22_streams.ipynb #22c034
 class _Meter:
     """Progress on stderr: a line after ten seconds, then one a minute; on a terminal one line that
     is rewritten. `total`: texts, None where nobody knows."""
@@ -441,7 +442,7 @@ class _Meter:
         if self.stream.isatty() and self.done > self.kept:
             self.stream.write("\n")
 
-# %% ../nbs/2_using/22_streams.ipynb #22c040
+# %% ../nbs/2_using/22_streams.ipynb #22c037
 def _table_of(classifier: Classifier, chunk: _Chunk, name: str | None) -> pa.Table:
     "The scores of a chunk: `id`, `file` (its `name`, if any), a probability per label, `labels`."
     probs = classifier.score(chunk.texts)
@@ -453,7 +454,7 @@ def _table_of(classifier: Classifier, chunk: _Chunk, name: str | None) -> pa.Tab
     columns["labels"] = pa.array(classifier.decide(probs), pa.list_(pa.string()))
     return pa.table(columns)
 
-# %% ../nbs/2_using/22_streams.ipynb #22c041
+
 class _Writer:
     "Writes tables of scores to an open file, in one of the formats."
 
@@ -496,7 +497,7 @@ def _write_parts(path: Path, parts: Iterable[Path], kind: str, packed: bool) -> 
         if packed:
             file.close()
 
-# %% ../nbs/2_using/22_streams.ipynb #22c044
+# %% ../nbs/2_using/22_streams.ipynb #22c040
 def _is_scores(path: Path) -> bool:
     "Whether a file is one that `predict_file` wrote, by the names of its columns."
     kind = _kind_of(path)
@@ -525,7 +526,7 @@ def _check_place(
         raise InputError(f"There is no folder '{place.parent}' for '{place.name}'.")
     return place, *found
 
-# %% ../nbs/2_using/22_streams.ipynb #22c045
+
 def _fingerprint(classifier: Classifier) -> str:
     "Twenty-four digits that differ where a classifier would score differently."
     h = hashlib.sha256()
@@ -540,7 +541,7 @@ def _fingerprint(classifier: Classifier) -> str:
     h.update(repr([about, classifier.thresholds.tolist()]).encode())
     return h.hexdigest()[:24]
 
-# %% ../nbs/2_using/22_streams.ipynb #22c046
+# %% ../nbs/2_using/22_streams.ipynb #22c041
 _PART = "part-{:07}.parquet"
 
 
@@ -559,7 +560,7 @@ def _score_part(classifier: Classifier, chunk: _Chunk, name: str | None, path: P
         pq.write_table(table, new)
     return False
 
-# %% ../nbs/2_using/22_streams.ipynb #22c047
+
 def _all_chunks(
     sources: Sequence[_Input], text_column: str | None
 ) -> Iterator[tuple[str | None, _Chunk]]:
@@ -605,11 +606,11 @@ def _to_file(
         if not meter.done:
             raise
         raise InputError(
-            f"{str(e)[:-1]} (the {meter.done:,} texts before are scored, and kept in '{work}' for "
-            "the same command)."
+            f"{str(e)[:-1]} (the {meter.done:,} texts before are scored, and kept in '{work}': "
+            "the same command goes on there)."
         ) from None
 
-# %% ../nbs/2_using/22_streams.ipynb #22c049
+# %% ../nbs/2_using/22_streams.ipynb #22c043
 def _to_stdout(
     classifier: Classifier,
     chunks: Iterator[tuple[str | None, _Chunk]],
@@ -643,7 +644,7 @@ def _to_stdout(
             f"Standard output takes no more after {meter.done:,} texts: {why}; {gone}."
         ) from None
 
-# %% ../nbs/2_using/22_streams.ipynb #22c051
+# %% ../nbs/2_using/22_streams.ipynb #22c045
 def _check_choice(name: str, value: str | None, known: Sequence[str]) -> None:
     "Raise `InputError` for a value that is none of the `known` ones."
     if value is not None and value not in known:
@@ -671,7 +672,7 @@ def _inputs(file: Any, kind: str) -> list[_Input]:
         raise InputError(f"There is nothing to score: {what}; name every input once.")
     return sources
 
-# %% ../nbs/2_using/22_streams.ipynb #22c052
+
 def predict_file(
     checkpoint: Path | str,
     file: DomainLike | Sequence[DomainLike],

@@ -180,7 +180,7 @@ def _log_odds(probs: np.ndarray) -> np.ndarray:
     "Log odds of probabilities, finite."
     return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-7, 1 - 1e-7))
 
-# %% ../nbs/1_method/09_words.ipynb #09c055
+# %% ../nbs/1_method/09_words.ipynb #09c060
 @dataclass(frozen=True)
 class Words:
     """The word view as a part of a recipe.
@@ -195,7 +195,7 @@ class Words:
         check_number("words_weight", self.weight, 0, 100)
         check_number("words_C", self.C, 1e-6, 1e6)
 
-# %% ../nbs/1_method/09_words.ipynb #09c061
+# %% ../nbs/1_method/09_words.ipynb #09c066
 WORD_FILES = ("words.json", "words.safetensors")
 
 
