@@ -87,10 +87,9 @@ def write_inputs(folder: Path, seed: int = 0) -> None:
             lines.append(",".join([f"{name[0]}{row}", " ".join(words), *marks]))
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
     shutil.copy(folder / "source.csv", folder / "pairs" / "q")
-    with open(folder / "more.jsonl", "w") as f:  # several chunks
-        for row in range(1500):
-            f.write(json.dumps({"id": f"m{row}", "text": " ".join(rng.choices(WORDS.split(), k=9))}))
-            f.write("\n")
+    more = [" ".join(rng.choices(WORDS.split(), k=9)) for _ in range(1500)]  # several chunks
+    lines = [json.dumps({"id": f"m{row}", "text": text}) for row, text in enumerate(more)]
+    (folder / "more.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def disturb(point: Point, folder: Path, count: Callable[[int], None] | None = None) -> None:

@@ -7,7 +7,7 @@ knows the truth fills it in: 1 where a text has a label, blank elsewhere.
     python experiments/loop.py SOURCE.csv TARGET.csv FOLDER [strategy …] [-- options of adapt]
 
 Writes a line per strategy and round to FOLDER/loop.jsonl. For the film blurbs on two cores about
-six minutes a round: `films:source films:target loop uncertain random -- --epochs 3`."""
+six minutes a round: `films:source films:target loop disagreement random -- --epochs 3`."""
 
 import json
 import subprocess
@@ -57,7 +57,7 @@ def main():
     folder = Path(place)
     folder.mkdir(parents=True, exist_ok=True)
     truth, lines = prepare(target, folder), []
-    for strategy in strategies or ["uncertain", "random"]:
+    for strategy in strategies or ["disagreement", "random"]:
         sheets = []
         for number in range(ROUNDS + 1):
             model = folder / f"{strategy}-{number}"
