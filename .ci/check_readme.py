@@ -1,4 +1,4 @@
-"""Run what README.md shows: its Python blocks and its `dallmi` commands, on a few texts of the films.
+"""Run what README.md shows: its Python blocks and its `dallmi` commands, on a few texts.
 
     python .ci/check_readme.py
 

@@ -67,9 +67,8 @@ from dallmi.pipeline import (
 )
 from .recipes import OTHER_NAMES, RECIPES, Recipe, find_recipe
 from .settings import Settings
-from .training.adapters import check_size, load_trained, merge_lora, save_trained
 from .suggest import suggest
-from .training.callbacks import quiet_transformers
+from .training.adapters import check_size, load_trained, merge_lora, save_trained
 from .training.encoder import default_model
 from .verdict import did_it_help
 from .words import TwoViews
@@ -404,12 +403,12 @@ def _is_page(path: Path) -> bool:
 class Adaptation:
     """An adapted classifier, and the record of how it came about and what was measured.
 
-    `record`: JSON-able; `metrics` {method: {"mAP", "mAP@0.5", "F1", …, "labels"}} on the
-    held-out texts (empty where there were none), `chance`, `observed`, `counts`, `settings`,
+    `record`: JSON-able; `metrics` {method: {"mAP", "mAP@0.5", "F1", …, "labels"}} on the held-
+    out texts (empty where there were none), `chance`, `observed`, `counts`, `settings`,
     `recipe`, `max_length`, `seconds`, `versions`; `views`: of a method with two, the metrics of
-    'encoder' and 'words' alone; `verdict`: what `did_it_help` found; `kept`: 'source' where that
-    was 'hurt' and the source model took the place of the adapted one. `seen`: what the page is made from, or the page of one that was
-    loaded."""
+    'encoder' and 'words' alone; `verdict`: what `did_it_help` found; `kept`: 'source' where
+    that was 'hurt' and the source model took the place of the adapted one. `seen`: what the
+    page is made from, or the page of one that was loaded."""
 
     classifier: Classifier
     record: dict[str, Any]
@@ -517,8 +516,9 @@ class Adaptation:
         return cls(classifier, record)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save` writes to the model repository `repo_id`, but for the page, which quotes
-        texts; returns its address.
+        """Upload what `save` writes to the model repository `repo_id`; returns its address.
+
+        The page stays behind, as it quotes texts.
 
         `options`: of `HfApi.create_repo`, such as private=True; a `token` is for both steps, and
         no message shows it. Raises `InputError` where the hub refuses, or cannot be reached."""
@@ -780,18 +780,18 @@ def adapt(
 
     `source`, `target`, `test`: what `load_domain` reads, or domains. `recipe`: a name of
     `RECIPES`, one with changes ('anchored:epochs=5'), or a `Recipe`. `loss`: an objective in
-    place of the recipe's. `labelled`: files with more labels of the target's texts, such as sheets
-    of `suggest` that were filled in, earlier rounds first (`merge_labels`). `teacher`: who says what an unlabelled text is, in place of the source
-    model (`ask_teacher`; `prior_weight=0` leaves its class priors as they are). `compare_with`:
-    methods to train beside it where there is something to score on, 'source' or recipes.
-    `cross_fit`: fit a recipe of one round on halves of the target as well, so that its observed
-    positives can say whether it helped (`record["verdict"]`; with two rounds they always can).
-    `fallback`: keep the source model where they say that it hurt.
-    `output_dir`: where to save the result; a run that is interrupted then goes on from
-    `output_dir.partial` when called again. `dry_run`: check all input, say on stderr what was
-    read, and stop there: nothing is trained or written, and None is returned. `options`: fields of
-    `Settings` (`label_fraction`, `model`, `max_length`, `seed`, …) and changes of the recipe
-    (`epochs`, `mixup_weight`, …).
+    place of the recipe's. `labelled`: files with more labels of the target's texts, such as
+    sheets of `suggest` that were filled in, earlier rounds first (`merge_labels`). `teacher`:
+    who says what an unlabelled text is, in place of the source model (`ask_teacher`;
+    `prior_weight=0` leaves its class priors as they are). `compare_with`: methods to train
+    beside it where there is something to score on, 'source' or recipes. `cross_fit`: fit a
+    recipe of one round on halves of the target as well, so that its observed positives can say
+    whether it helped (`record["verdict"]`; with two rounds they always can). `fallback`: keep
+    the source model where they say that it hurt. `output_dir`: where to save the result; a run
+    that is interrupted then goes on from `output_dir.partial` when called again. `dry_run`:
+    check all input, say on stderr what was read, and stop there: nothing is trained or written,
+    and None is returned. `options`: fields of `Settings` (`label_fraction`, `model`,
+    `max_length`, `seed`, …) and changes of the recipe (`epochs`, `mixup_weight`, …).
 
     All input is checked before any work. Raises `InputError`, and `TrainingDiverged` for a loss
     that is not finite."""

@@ -119,8 +119,8 @@ Fine-tuned on {source} labelled texts of a source domain, then adapted to a targ
 
 {measured}
 
-{verdict}{views}Scores are sigmoid outputs, one per label. `config.json` holds a threshold per label under
-`thresholds`, chosen without any negatives: the one with the highest F1 that the scores on the
+{verdict}{views}Scores are sigmoid outputs, one per label. `config.json` holds a threshold per label
+under `thresholds`, chosen without any negatives: the one with the highest F1 that the scores on the
 target texts lead to expect.
 """
 
@@ -135,7 +135,10 @@ _NOT_MEASURED = "No labelled target texts were given, so nothing was measured."
 
 def _markdown_table(metrics: _Metrics) -> str:
     "The metrics of the methods, in percent, as a Markdown table."
-    lines = ["| | " + " | ".join(_COLUMNS) + " |", "|---|" + "---|" * len(_COLUMNS)]
+    lines = [
+        "| | " + " | ".join(f"`{column}`" for column in _COLUMNS) + " |",
+        "|---|" + "---|" * len(_COLUMNS),
+    ]
     for method, values in metrics.items():
         numbers = " | ".join(f"{100 * values[column]:.1f}" for column in _COLUMNS)
         lines.append(f"| {safe_name(_title(method), 'markdown')} | {numbers} |")
@@ -151,6 +154,14 @@ def _views_paragraph(record: Mapping[str, Any]) -> str:
         return _VIEWS.format(cost="")
     alone, together = 100 * views["encoder"]["mAP"], 100 * both["mAP"]
     return _VIEWS.format(cost=f", which has mAP {alone:.1f} instead of {together:.1f}")
+
+
+def _verdict_lines(record: Mapping[str, Any]) -> list[str]:
+    "What the observed positives say of the adaptation, and what was kept, as lines of text."
+    if "verdict" not in record:
+        return []
+    kept = "the source model is kept (fallback)"
+    return ["", verdict_text(record["verdict"]), *([kept] if "kept" in record else [])]
 
 
 def _kept(record: Mapping[str, Any]) -> str:
@@ -187,14 +198,6 @@ def model_card(record: Mapping[str, Any]) -> str:
     )
 
 # %% ../nbs/2_using/26_card.ipynb #26c040
-def _verdict_lines(record: Mapping[str, Any]) -> list[str]:
-    "What the observed positives say of the adaptation, and what was kept, as lines of text."
-    if "verdict" not in record:
-        return []
-    kept = "the source model is kept (fallback)"
-    return ["", verdict_text(record["verdict"]), *([kept] if "kept" in record else [])]
-
-
 def run_report(record: Mapping[str, Any]) -> str:
     "A run in a screen of text: what was done, and the table of what was measured."
     settings, counts, metrics = record["settings"], record["counts"], record["metrics"]

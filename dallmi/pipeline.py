@@ -161,12 +161,13 @@ def load_task(
 ) -> Task:
     """Source, target and test, checked and with labels in one order.
 
-    How files are read: see `load_domain`. With `label_fraction`, the target is fully labelled: that
-    share of its positives stays observed (`masking`: of every label, or of every sample) and,
-    without a `test`, a fifth of its texts is held out. Without it, 1 marks an observed positive and
-    all else is unlabelled, or with `trust_negatives` 0 a trusted negative. `labelled`: files with
-    more labels of the target's texts (`merge_labels`); the target needs no labels then. Raises `InputError` for
-    whatever cannot be used, texts that are in too many places included."""
+    How files are read: see `load_domain`. With `label_fraction`, the target is fully labelled:
+    that share of its positives stays observed (`masking`: of every label, or of every sample)
+    and, without a `test`, a fifth of its texts is held out. Without it, 1 marks an observed
+    positive and all else is unlabelled, or with `trust_negatives` 0 a trusted negative.
+    `labelled`: files with more labels of the target's texts (`merge_labels`); the target needs
+    no labels then. Raises `InputError` for whatever cannot be used, texts that are in too many
+    places included."""
     options: dict[str, Any] = {
         "text_column": text_column,
         "label_columns": label_columns,
@@ -222,8 +223,8 @@ def untrained_classifier(
     """An encoder or decoder with a fresh head for `label_names`.
 
     `max_length`: tokens of a text that are read; with 'auto', so many that nine tenths of the texts
-    of the `domains` are no longer, at most 256. `lora`: see `add_lora`; `long_texts`:
-    see `Classifier`. Raises `InputError` for a model that cannot be used, and a `max_length` that it
+    of the `domains` are no longer, at most 256. `lora`: see `add_lora`; `long_texts`: see
+    `Classifier`. Raises `InputError` for a model that cannot be used, and a `max_length` that it
     does not read."""
     if max_length == "auto" and not domains:
         raise InputError("max_length='auto' is chosen by texts; give domains, or a number.")

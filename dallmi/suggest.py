@@ -107,7 +107,7 @@ def _choose(scores: np.ndarray, texts: Sequence[str], n: int, diverse: bool) -> 
         return _spread_out(scores, texts, n)
     return np.argsort(-scores, kind="stable")[:n]
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c021
+# %% ../nbs/2_using/23_suggest.ipynb #23c026
 def _views(classifier: Classifier, texts: Sequence[str]) -> tuple[np.ndarray, Any]:
     "Probabilities [N, L] by the whole classifier, and those of its two views, None for one."
     encoder = classifier.score_tokens(classifier.tokenize(texts))
@@ -128,10 +128,10 @@ def _guess(probs: np.ndarray, thresholds: np.ndarray, names: Sequence[str]) -> s
     return said if over else f"none? ({said})"
 
 
-def _check_request(n: int, strategy: str, texts: int, diverse: bool, where: str) -> None:
+def _check_request(n: int, strategy: str | None, texts: int, diverse: bool, where: str) -> None:
     "Raise `InputError` for a request that cannot be met from so many `texts` without labels."
     check_number("n", n, 1, whole=True)
-    if strategy not in STRATEGIES:
+    if strategy is not None and strategy not in STRATEGIES:
         raise unknown_name("strategy", strategy, STRATEGIES)
     if not isinstance(diverse, bool):
         raise InputError(f"diverse={diverse!r:.40} is neither True nor False.")
@@ -149,7 +149,7 @@ def suggest(
     texts: Sequence[str],
     n: int = 20,
     *,
-    strategy: str = "uncertain",
+    strategy: str | None = None,
     diverse: bool = False,
     seed: int = 0,
     where: str = "texts",
@@ -157,14 +157,15 @@ def suggest(
     """The `n` of the unlabelled `texts` whose labels should help most, the best first.
 
     A DataFrame with `row` (the number of the text), `text`, `dallmi_guess` and a probability per
-    label. `strategy`: 'random', 'likely' (from each label in turn the text most likely to have
-    it), 'uncertain' (near the thresholds), 'disagreement' (of the two views). `diverse`: of the
-    best 5 n, such that are unlike each other. `where`: what messages call the texts. Raises
-    `InputError`, also for fewer texts than `n`."""
+    label. `strategy`: 'disagreement' of the two views (the default where there are two),
+    'random' (else), 'uncertain' (near the thresholds), 'likely' (from each label in turn the text
+    most likely to have it). `diverse`: of the best 5 n, such that are unlike each other. `where`:
+    what messages call the texts. Raises `InputError`, also for fewer texts than `n`."""
     probs, views = _views(classifier, texts)
     texts = list(texts)
     _check_request(n, strategy, len(texts), diverse, where)
     thresholds, names = classifier.thresholds, classifier.label_names
+    strategy = strategy or ("random" if views is None else "disagreement")
     scores = _strategy_scores(strategy, probs, thresholds, views, seed)
     rows = _choose(scores, texts, n, diverse)
     table = pd.DataFrame(probs[rows], columns=names)
@@ -173,7 +174,7 @@ def suggest(
     table.insert(2, GUESS, [_guess(probs[i], thresholds, names) for i in rows])
     return table
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c026
+# %% ../nbs/2_using/23_suggest.ipynb #23c031
 def _form(table: pd.DataFrame, ids: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
     "The sheet to be filled in: id, guess, text, and a blank column per label."
     about = {"id": list(ids), GUESS: table[GUESS], "text": table["text"]}
@@ -209,7 +210,7 @@ def _interface(names: Sequence[str]) -> str:
         f'<Choices name="labels" toName="text" choice="multiple">{choices}</Choices></View>'
     )
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c031
+# %% ../nbs/2_using/23_suggest.ipynb #23c036
 def _is_blank(value: Any) -> bool:
     "Whether a cell holds nothing, or a word for a missing value."
     return value is None or str(value).strip().lower() in BLANK
@@ -303,7 +304,7 @@ def _read_round(file: DomainLike, names: Sequence[str], text_column: str | None)
     plain = ["" if _is_blank(value) else _plain(value) for value in ids]
     return _Round(where, plain, texts, labels, kept.tolist())
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c032
+# %% ../nbs/2_using/23_suggest.ipynb #23c037
 class _Merging:
     "The target's texts and labels while rounds of labels are merged into them."
 
@@ -399,7 +400,7 @@ def merge_labels(
     labels = np.stack(merging.labels)
     return Domain(merging.texts, labels, target.label_names, merging.ids, origin)
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c042
+# %% ../nbs/2_using/23_suggest.ipynb #23c047
 def _is_form(path: Path) -> bool:
     "Whether a file is a sheet of ours. Raises `InputError` where it was filled in."
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
@@ -458,7 +459,7 @@ def suggest_file(
     n: int = 20,
     *,
     labelled: Sequence[DomainLike] = (),
-    strategy: str = "uncertain",
+    strategy: str | None = None,
     diverse: bool = False,
     text_column: str | None = None,
     seed: int = 0,

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from dallmi.data.domain import Domain
-from dallmi.data.masking import mask_labels
 from dallmi.data.labels import load_domain
+from dallmi.data.masking import mask_labels
 from dallmi.losses.anchored import make_anchors
 from dallmi.pipeline import Pipeline, Task, untrained_classifier
 from dallmi.recipes import RECIPES

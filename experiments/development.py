@@ -25,8 +25,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from dallmi.data.domain import check_positives, tokenize_domain
-from dallmi.data.masking import mask_labels
 from dallmi.data.labels import load_domain
+from dallmi.data.masking import mask_labels
 from dallmi.losses import BCELoss
 from dallmi.losses.anchored import (
     correct_prior,

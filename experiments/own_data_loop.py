@@ -4,8 +4,8 @@
 
 Source: its first 600 texts. Target: 300 texts of which 5 % of the positives are observed, and 400
 more for the test. Every round asks for 20 texts, a person who knows all labels fills in the sheet,
-and `dallmi adapt` is given the sheets of all rounds so far. Writes nbs/results/loop.jsonl's lines to
-OUT/loop.jsonl."""
+and `dallmi adapt` is given the sheets of all rounds so far, at a short budget. Writes the lines of
+nbs/results/loop.jsonl to OUT/loop.jsonl."""
 
 import json
 import subprocess
@@ -18,7 +18,8 @@ import pandas as pd
 from dallmi import load_domain, mask_labels
 
 ROUNDS, TEXTS = 3, 20
-BUDGET = ["--max-length", "64", "--compare-with", "source"]
+BUDGET = ["--max-length", "64", "--recipe", "anchored:rounds=1,epochs=3"]
+BUDGET += ["--compare-with", "source"]
 
 
 def dallmi(*words: object) -> None:

@@ -20,13 +20,13 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from verdict import PAIRS, SEEDS, domains, embed
 
 from dallmi import mask_labels
 from dallmi.losses.anchored import make_anchors
 from dallmi.metrics import expected_f1_thresholds, per_label_ap
 from dallmi.suggest import STRATEGIES, _choose, _strategy_scores
 from dallmi.verdict import did_it_help
-from verdict import PAIRS, SEEDS, domains, embed
 
 OUT = Path(os.environ.get("OUT", "nbs/results/suggest.jsonl"))
 ROUNDS, TEXTS, FRACTION, REPEATS = 4, 20, 0.05, 3
