@@ -20,9 +20,9 @@ PARTS = {"1_method": "The method", "2_using": "Using it", "3_judging": "Judging 
 
 
 def chapters() -> list[Path]:
-    "All chapters in reading order: by the number in their names."
+    "All chapters in reading order: the overview, then part by part, each after its opening page."
     found = [*NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"), *NOTEBOOKS.glob("[0-9]_*/[0-9][0-9]_*.ipynb")]
-    return sorted(found, key=lambda path: path.name)
+    return sorted(found, key=lambda path: (path.parent != NOTEBOOKS, path.parent.name, path.name))
 
 
 def link(text: str, to: Path, page: Path) -> str:
@@ -88,13 +88,16 @@ def about(chapter: Path) -> str:
     return ". ".join([*title, subtitle]).replace("|", "\\|").removesuffix(".")
 
 
+def is_in(chapter: Path, folder: str) -> bool:
+    "Whether it is a chapter of that part, and not the part's opening page."
+    return chapter.parent.name == folder and not chapter.name.startswith("00_")
+
+
 def table_of(order: list[Path], page: Path) -> str:
     "The chapters of every part, for the overview at `page`."
     text = ""
     for folder, part in PARTS.items():
-        rows = [
-            f"| {link(c.stem, c, page)} | {about(c)} |" for c in order if c.parent.name == folder
-        ]
+        rows = [f"| {link(c.stem, c, page)} | {about(c)} |" for c in order if is_in(c, folder)]
         text += "\n".join(["", f"| {part} | |", "|---|---|", *rows, ""])
     return text + "\n"
 

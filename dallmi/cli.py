@@ -40,7 +40,8 @@ def _importing() -> Iterator[None]:
     ours = alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     timer = threading.Timer(_PATIENCE, _say_loading)
     timer.daemon = True
-    timer.start()
+    if "IPython" not in sys.modules:
+        timer.start()
     if ours:
         signal.signal(signal.SIGINT, _quit)
     try:
@@ -500,7 +501,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--print-completion",
         action=_Completion,
         choices=("bash", "zsh", "tcsh"),
-        help="print a completion script: eval \"$(dallmi --print-completion bash)\"",
+        help='print a completion script: eval "$(dallmi --print-completion bash)"',
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_adapt(commands)

@@ -413,11 +413,16 @@ def _is_form(path: Path) -> bool:
     return ours
 
 
-def _known_rows(rows: pd.DataFrame, names: Sequence[str], where: str) -> set[int]:
-    "Numbers of the rows that have an observed positive, where the file has the label columns."
-    if not set(names) <= set(rows.columns):
+def _known_rows(rows: pd.DataFrame, names: Sequence[str], text_column: str, where: str) -> set[int]:
+    "Numbers of the rows with an observed positive, in columns of their own or in one of names."
+    if set(names) <= set(rows.columns):
+        labels = _labels_from_columns(rows, list(names), where)
+    elif "labels" in rows.columns and not rows["labels"].map(_is_blank).all():
+        listed = rows[[text_column, "labels"]].rename(columns={text_column: "text"})
+        domain = load_domain(listed)
+        labels = domain.labels[:, [name in names for name in domain.label_names]]
+    else:
         return set()
-    labels = _labels_from_columns(rows, list(names), where)
     return set(np.flatnonzero((labels == 1).any(1)).tolist())
 
 
@@ -439,10 +444,12 @@ def _open_texts(
 ) -> tuple[list[str], list[str], str]:
     "Texts and ids of `file` that have no label yet, there or in earlier rounds; copies once."
     rows, where = read_rows(file)
-    texts = rows[find_text_column(rows, text_column, where)].tolist()
+    column = find_text_column(rows, text_column, where)
+    texts = rows[column].tolist()
     check_texts(texts, where)
     ids = [str(i) for i in (rows["id"] if "id" in rows.columns else range(len(rows)))]
-    known, seen = _known_rows(rows, names, where), _labelled_keys(labelled, names, text_column)
+    known = _known_rows(rows, names, column, where)
+    seen = _labelled_keys(labelled, names, text_column)
     kept = []
     for i, text in enumerate(texts):
         key = _text_key(text)

@@ -14,6 +14,8 @@ NOTEBOOKS = HERE.parent / "nbs"
 REPOSITORY = "https://github.com/dallmi/dallmi/blob/main/"
 PARTS = {"1_method": "The method", "2_using": "Using it", "3_judging": "Judging it"}
 
+BESIDE = ["glossary", "paper_to_code", "for_teachers"]
+
 project, author = "dallmi", "The dallmi authors"
 extensions = ["myst_nb", "autodoc2", "sphinx_copybutton", "sphinx-mathjax-offline"]
 exclude_patterns = ["_build", "results", "**.ipynb_checkpoints"]
@@ -51,7 +53,12 @@ def contents() -> str:
         first = ["00_overview"] if folder == "1_method" else []
         text += toctree(title, [*first, *(f"{folder}/{name}" for name in names)])
     solved = sorted(f"solutions/{p.stem}" for p in (NOTEBOOKS / "solutions").glob("*.ipynb"))
-    return text + toctree("Reference", ["api/index"]) + toctree("Solutions", solved)
+    return (
+        text
+        + toctree("Beside it", BESIDE)
+        + toctree("Reference", ["api/index"])
+        + toctree("Solutions", solved)
+    )
 
 
 def is_aside(cell: dict[str, Any]) -> bool:

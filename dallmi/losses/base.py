@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import InputError
 
-# %% ../../nbs/1_method/04_cross_entropy.ipynb #04c015
+# %% ../../nbs/1_method/04_cross_entropy.ipynb #04c016
 def split_labels(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "Bool masks [B, L] of observed positives (1), trusted negatives (0) and unlabelled (NaN)."
     return labels == 1, labels == 0, labels.isnan()
@@ -44,7 +44,7 @@ def check_shapes(logits: torch.Tensor, labels: torch.Tensor, **others: torch.Ten
                 "both are [B, L], one row per text and one column per label."
             )
 
-# %% ../../nbs/1_method/04_cross_entropy.ipynb #04c017
+# %% ../../nbs/1_method/04_cross_entropy.ipynb #04c018
 def _check_unknown(unknown: str) -> None:
     if unknown not in ("negative", "ignore"):
         raise InputError(f"unknown={unknown!r} is no choice: use 'negative' or 'ignore'.")
@@ -65,7 +65,7 @@ def bce_loss(logits: torch.Tensor, labels: torch.Tensor, unknown: str = "negativ
     counted = known if unknown == "ignore" else torch.ones_like(known)
     return mean_where(loss, counted).sum()
 
-# %% ../../nbs/1_method/04_cross_entropy.ipynb #04c022
+# %% ../../nbs/1_method/04_cross_entropy.ipynb #04c023
 class Loss(nn.Module):
     """An objective over observed positives, unlabelled texts and trusted negatives.
 
@@ -114,7 +114,7 @@ class Loss(nn.Module):
         names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-# %% ../../nbs/1_method/04_cross_entropy.ipynb #04c024
+# %% ../../nbs/1_method/04_cross_entropy.ipynb #04c025
 class BCELoss(Loss):
     """Binary cross-entropy (`bce_loss`).
 

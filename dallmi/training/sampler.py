@@ -52,14 +52,14 @@ def round_robin(
         drawn.append(int(orders[label][1][place]))
     return drawn
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c034
+# %% ../../nbs/1_method/03_sampling.ipynb #03c035
 def count_steps(n: int, room: int, world: int = 1) -> int:
     """Batches per epoch on each of `world` processes for `n` rows, `room` of them per batch.
 
     No part is left empty."""
     return min(-(-n // (room * world)), n // world)
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c037
+# %% ../../nbs/1_method/03_sampling.ipynb #03c038
 def _group_by_length(order: np.ndarray, lengths: np.ndarray, chunk: int) -> np.ndarray:
     "`order` (row numbers) with each run of `chunk` rows sorted by length: down, up, down, …"
     grouped = []
@@ -68,7 +68,7 @@ def _group_by_length(order: np.ndarray, lengths: np.ndarray, chunk: int) -> np.n
         grouped.append(rows[np.argsort(sign * lengths[rows], kind="stable")])
     return np.concatenate(grouped)
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c040
+# %% ../../nbs/1_method/03_sampling.ipynb #03c041
 def _uniform_parts(
     n: int,
     steps: int,
@@ -88,7 +88,7 @@ def _uniform_parts(
     sequence = range(steps) if lengths is None else _shuffled(steps, *key, 1)
     return [parts[step * world : (step + 1) * world] for step in sequence]
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c043
+# %% ../../nbs/1_method/03_sampling.ipynb #03c044
 def _check_sizes(batch_size: int, balanced: int, rank: int, world: int) -> None:
     "Raise `InputError`, saying what to change, where these numbers make no batch."
     check_number("batch_size", batch_size, 1, whole=True)
@@ -123,7 +123,7 @@ def _check_rows(
             "label some texts or set balanced=0."
         )
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c045
+# %% ../../nbs/1_method/03_sampling.ipynb #03c046
 class BalancedBatchSampler(Sampler[list[int]]):
     """Batches of row numbers: a uniform part, then `balanced` rows, round-robin over the labels.
 
