@@ -309,6 +309,11 @@ def _add_adapt(commands: Any) -> None:
     _add_run(sub, "dallmi-adapted")
     _add_settings(sub)
     sub = _add_command(commands, "demo")
+    sub.add_argument(
+        "--quick",
+        action="store_true",
+        help="half a minute on few texts: how it works, and nothing of how well",
+    )
     _add_run(sub, "dallmi-demo")
     _add_settings(sub, skip=_OF_FILES)
 
@@ -555,16 +560,25 @@ def _given(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 # %% ../nbs/2_using/32_command_line.ipynb #32c038
+_DEMO = {"label_fraction": 0.1}
+_QUICK = {"label_fraction": 0.3, "max_rows": 160, "max_length": 32, "source_epochs": 2}
+_QUICK_BUDGET = {"epochs": 1, "compare_with": ["source"]}
+_QUICK_SAYS = "a quick look: few texts, cut short, one pass; its numbers say nothing of the method"
+
+
 def _run_adapt(args: argparse.Namespace) -> None:
     "`dallmi adapt` and `dallmi demo`: the run, then its table and where things are."
     options = _given(args, [f.name for f in fields(Settings)])
+    quick = args.command == "demo" and args.quick
     domains = ("films:source", "films:target", None)
     if args.command == "demo":
-        options = {"label_fraction": 0.1} | options
+        options = (_QUICK if quick else _DEMO) | options
     else:
         domains = (args.source, args.target, args.test)
     Settings(**options)  # refuses before torch is loaded
-    options |= _given(args, [*_BUDGET, "compare_with"])
+    options |= (_QUICK_BUDGET if quick else {}) | _given(args, [*_BUDGET, "compare_with"])
+    if quick:
+        print(_QUICK_SAYS, file=sys.stderr, flush=True)
     with _importing():
         from dallmi.adaptation import adapt
         from dallmi.pipeline import is_main
