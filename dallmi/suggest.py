@@ -413,17 +413,16 @@ def _is_form(path: Path) -> bool:
     return ours
 
 
-def _known_rows(rows: pd.DataFrame, names: Sequence[str], text_column: str, where: str) -> set[int]:
+def _known_rows(rows: pd.DataFrame, names: Sequence[str], where: str) -> set[int]:
     "Numbers of the rows with an observed positive, in columns of their own or in one of names."
     if set(names) <= set(rows.columns):
         labels = _labels_from_columns(rows, list(names), where)
-    elif "labels" in rows.columns and not rows["labels"].map(_is_blank).all():
-        listed = rows[[text_column, "labels"]].rename(columns={text_column: "text"})
-        domain = load_domain(listed)
-        labels = domain.labels[:, [name in names for name in domain.label_names]]
-    else:
+        return set(np.flatnonzero((labels == 1).any(1)).tolist())
+    if "labels" not in rows.columns:
         return set()
-    return set(np.flatnonzero((labels == 1).any(1)).tolist())
+    empty = {"", "[]", "()", "{}"}
+    named = [not _is_blank(cell) and _plain(cell) not in empty for cell in rows["labels"]]
+    return set(np.flatnonzero(named).tolist())
 
 
 def _labelled_keys(
@@ -448,7 +447,7 @@ def _open_texts(
     texts = rows[column].tolist()
     check_texts(texts, where)
     ids = [str(i) for i in (rows["id"] if "id" in rows.columns else range(len(rows)))]
-    known = _known_rows(rows, names, column, where)
+    known = _known_rows(rows, names, where)
     seen = _labelled_keys(labelled, names, text_column)
     kept = []
     for i, text in enumerate(texts):
