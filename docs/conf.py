@@ -72,7 +72,9 @@ def is_aside(cell: dict[str, Any]) -> bool:
 def outward(text: str) -> str:
     "Links of a chapter to files outside `nbs`, and to its folders, as links that the site has."
     text = re.sub(
-        r"\]\((?:\.\./)+(README|CONTRIBUTING|CHANGELOG|LICENSE|SECURITY|CITATION)", rf"]({REPOSITORY}\1", text
+        r"\]\((?:\.\./)+(README|CONTRIBUTING|CHANGELOG|LICENSE|SECURITY|CITATION)",
+        rf"]({REPOSITORY}\1",
+        text,
     )
     return text.replace("](solutions)", "](solutions/00_overview.ipynb)")
 
