@@ -62,6 +62,7 @@ from dallmi.pipeline import (
     is_main,
     load_task,
     source_classifier,
+    source_folder,
     untrained_classifier,
     versions,
 )
@@ -816,13 +817,14 @@ def adapt(
     identity = _identity(task, settings, method, chosen, probs, cross_fit)
     with _workspace(place, identity, overwrite) as work:
         _say_data(task, fresh)
-        cached = is_cached(task.source, fresh, _source_stage(settings))
-        source_epochs = 0 if cached else settings.source_epochs
+        stage = _source_stage(settings)
+        folder = source_folder(task.source, fresh, stage)
+        source_epochs = 0 if is_cached(folder) else settings.source_epochs
         _say_plan(task, method, chosen, rivals, source_epochs, cross_fit)
         clock = _Clock(work, began)
         with clock.running():
-            source_stage = source_model(task, fresh, settings)
-            pipeline = Pipeline(task, source_stage, settings.seed, probs)
+            trained = source_classifier(task.source, fresh, stage, folder)
+            pipeline = Pipeline(task, trained, settings.seed, probs)
             scores = _run_methods(pipeline, work, method, chosen, rivals, cross_fit)
         record = _record(pipeline, settings, method, chosen, scores)
         record["seconds"] = clock.seconds()

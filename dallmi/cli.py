@@ -217,7 +217,7 @@ def _overview() -> str:
     lines = [f"dallmi {dallmi.__version__}", "Move a multi-label text classifier to a new domain."]
     lines += ["Start with:  dallmi demo", ""]
     for name, (text, _) in _COMMANDS.items():
-        lines += [f"  {name:<10} {text}", f"             {_EXAMPLES.get(name, '')}".rstrip()]
+        lines += [f"  {name:<10} {text}", f"             {_EXAMPLES[name]}"]
     lines += ["", "dallmi COMMAND --help lists its options.", _EXIT_CODES]
     return "\n".join(lines)
 
@@ -225,13 +225,11 @@ def _overview() -> str:
 def _add_command(commands: Any, name: str) -> argparse.ArgumentParser:
     "The sub-parser of one command, with its help texts."
     text, epilog = _COMMANDS[name]
-    if name in _EXAMPLES:
-        epilog += f"\n\nExample: {_EXAMPLES[name]}"
     return commands.add_parser(
         name,
         help=text.replace("%", "%%"),
         description=f"{text[0].upper()}{text[1:]}.",
-        epilog=epilog,
+        epilog=f"{epilog}\n\nExample: {_EXAMPLES[name]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Teacher', 'Task', 'load_task', 'untrained_classifier', 'digest', 'SourceStage', 'is_main', 'barrier', 'check_cache',
-           'is_cached', 'source_classifier', 'MethodScores', 'Pipeline', 'ask_teacher', 'versions']
+           'source_folder', 'is_cached', 'source_classifier', 'MethodScores', 'Pipeline', 'ask_teacher', 'versions']
 
 # %% ../nbs/2_using/25_pipeline.ipynb #25c002
 import copy
@@ -438,19 +438,28 @@ def check_cache() -> None:
         raise _unwritable(cache, why.removeprefix("cannot be written: "))
 
 
-def is_cached(source: Domain, classifier: Classifier, stage: SourceStage) -> bool:
-    "Whether the cache has what `source_classifier` would train."
-    return (_cache_folder() / _source_key(source, classifier, stage) / _WEIGHTS).exists()
+def source_folder(source: Domain, classifier: Classifier, stage: SourceStage) -> Path:
+    "Where the cache keeps what `source_classifier` trains; all texts and weights go into the name."
+    return _cache_folder() / _source_key(source, classifier, stage)
+
+
+def is_cached(folder: Path) -> bool:
+    "Whether a source model is in its `source_folder`."
+    return (folder / _WEIGHTS).exists()
 
 
 def source_classifier(
-    source: Domain, classifier: Classifier, stage: SourceStage = SourceStage()
+    source: Domain,
+    classifier: Classifier,
+    stage: SourceStage = SourceStage(),
+    folder: Path | None = None,
 ) -> Classifier:
     """The `classifier` fine-tuned on `source`, from the cache where it is there whole.
 
-    `classifier`: fresh, as `untrained_classifier` makes it; its model is trained in place. Raises
-    `InputError` where the cache cannot be written."""
-    folder = _cache_folder() / _source_key(source, classifier, stage)
+    `classifier`: fresh, as `untrained_classifier` makes it; its model is trained in place.
+    `folder`: its `source_folder`, where that is known. Raises `InputError` where the cache cannot
+    be written."""
+    folder = folder or source_folder(source, classifier, stage)
     with _one_at_a_time(folder):
         if not _restore(classifier, folder):
             _train_source(source, classifier, stage, folder)

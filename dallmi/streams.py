@@ -16,7 +16,6 @@ import shutil
 import sys
 import tempfile
 import time
-import unicodedata
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,8 +32,8 @@ import pyarrow.parquet as pq
 import torch
 
 import dallmi
-from .data.domain import check_rows, check_texts
-from .data.readers import DomainLike, find_text_column, read_rows
+from .data.domain import _clean_name, check_rows, check_texts
+from .data.readers import DomainLike, _json_rows, find_text_column, read_rows
 from .errors import InputError, first_line, listing, user_path
 from dallmi.files import (
     atomic_path,
@@ -157,30 +156,16 @@ def _open_csv(file: io.BufferedIOBase, separator: str) -> _Table:
 
 def _clean(columns: Iterable[Any]) -> list[str]:
     "Names of columns in Unicode's composed form, without outer blanks. ValueError for twins."
-    names = [unicodedata.normalize("NFC", str(name)).strip() for name in columns]
+    names = [_clean_name(name) for name in columns]
     twins = sorted({name for name in names if names.count(name) > 1 and name})
     if twins:
         raise ValueError(f"it has more than one column named {listing(twins)}; rename them")
     return names
 
 # %% ../nbs/2_using/22_streams.ipynb #22c020
-def _objects(file: io.BufferedIOBase) -> Iterator[dict[str, Any]]:
-    "The objects of a JSONL file. Raises ValueError that names the line."
-    for number, line in enumerate(_text_lines(file), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"line {number} is not valid JSON: {first_line(e)}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number} holds {str(row)[:40]!r}, not a JSON object")
-        yield row
-
-
 def _open_jsonl(file: io.BufferedIOBase) -> _Table:
     "An open JSONL file; its columns are the keys of the first object. Raises ValueError."
-    rows = _objects(file)
+    rows = _json_rows(_text_lines(file))
     first = next(rows, None)
     if first is None:
         raise ValueError("it is empty; write one JSON object per line")

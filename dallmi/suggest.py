@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import entr, expit, logit
+from scipy.special import entr, expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from .data.domain import BLANK, Domain, _text_key, check_texts
@@ -25,11 +25,10 @@ from .data.readers import DomainLike, find_text_column, read_rows
 from .errors import InputError, check_number, listing, unknown_name, user_path
 from .files import atomic_path, check_output, safe_cell, spreadsheet_safe, writing_to
 from .inference import Classifier
+from .losses.anchored import _log_odds
 
 # %% ../nbs/2_using/23_suggest.ipynb #23c009
-def _log_odds(probs: np.ndarray) -> np.ndarray:
-    "Log odds of probabilities, finite, float64."
-    return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-6, 1 - 1e-6))
+_LEAST = 1e-6  # probabilities nearer to 0 or 1 count as this far from it
 
 
 def _entropy(probs: np.ndarray) -> np.ndarray:
@@ -39,13 +38,13 @@ def _entropy(probs: np.ndarray) -> np.ndarray:
 
 def _uncertainty(probs: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     "How near the thresholds [L] the probabilities [N, L] of a text are, mean over labels, [N]."
-    return _entropy(expit(_log_odds(probs) - _log_odds(thresholds))).mean(1)
+    return _entropy(expit(_log_odds(probs, _LEAST) - _log_odds(thresholds, _LEAST))).mean(1)
 
 
 def _disagreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """How far two views differ in their probabilities [N, L] of a text, mean over labels, [N]:
     Jensen-Shannon divergence, the other view put on the scale of the one."""
-    a, b = _log_odds(one), _log_odds(other)
+    a, b = _log_odds(one, _LEAST), _log_odds(other, _LEAST)
     b = (b - b.mean(0)) / np.maximum(b.std(0), 1e-9) * a.std(0) + a.mean(0)
     p, q = expit(a), expit(b)
     return (_entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2).mean(1)
@@ -161,9 +160,9 @@ def suggest(
     'random' (else), 'uncertain' (near the thresholds), 'likely' (from each label in turn the text
     most likely to have it). `diverse`: of the best 5 n, such that are unlike each other. `where`:
     what messages call the texts. Raises `InputError`, also for fewer texts than `n`."""
-    probs, views = _views(classifier, texts)
     texts = list(texts)
     _check_request(n, strategy, len(texts), diverse, where)
+    probs, views = _views(classifier, texts)
     thresholds, names = classifier.thresholds, classifier.label_names
     strategy = strategy or ("random" if views is None else "disagreement")
     scores = _strategy_scores(strategy, probs, thresholds, views, seed)
@@ -488,7 +487,6 @@ def suggest_file(
         classifier = Classifier.load(checkpoint)
         names = classifier.label_names
         texts, ids, where = _open_texts(file, labelled, names, text_column)
-        _check_request(n, strategy, len(texts), diverse, where)
         table = suggest(
             classifier, texts, n, strategy=strategy, diverse=diverse, seed=seed, where=where
         )

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from .errors import InputError, check_number, first_line
-from .losses.anchored import prior_shift
+from .losses.anchored import _log_odds, prior_shift
 
 # %% ../nbs/1_method/09_words.ipynb #09c009
 _KINDS: dict[str, dict[str, Any]] = {
@@ -174,11 +174,6 @@ def fit_words(
     coefficients = np.concatenate([model.coef_ for model in fits]).T.astype(np.float32)
     intercepts = np.concatenate([model.intercept_ for model in fits]).astype(np.float32)
     return WordModel(kind, vectorizer, coefficients, intercepts)
-
-# %% ../nbs/1_method/09_words.ipynb #09c036
-def _log_odds(probs: np.ndarray) -> np.ndarray:
-    "Log odds of probabilities, finite."
-    return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-7, 1 - 1e-7))
 
 # %% ../nbs/1_method/09_words.ipynb #09c060
 @dataclass(frozen=True)

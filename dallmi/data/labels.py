@@ -28,6 +28,7 @@ import pandas as pd
 from dallmi.data.domain import (
     BLANK,
     Domain,
+    _clean_name,
     _split_names,
     _text_key,
     check_names,
@@ -395,7 +396,7 @@ def _list_names(cells: Sequence[_Listed], place: str, separator: str) -> list[li
                     f"{place}, row {row} holds {str(name)[:40]!r}, {why or 'no string'}, which is "
                     "no label name; list names, or give each label a column of 1, 0 or blank."
                 )
-        kept = [unicodedata.normalize("NFC", name).strip() for name in names or ()]
+        kept = [_clean_name(name) for name in names or ()]
         found.append(None if names is None else [name for name in kept if name])
     return found
 
@@ -418,7 +419,7 @@ def _labels_from_objects(
                 f"{place}, row {row} holds {str(cell)[:60]}, but a label is 1, 0 or null "
                 f"({first_line(e)[:40]}); a score is no label."
             ) from None
-        values.append({unicodedata.normalize("NFC", k).strip(): v for k, v in found.items()})
+        values.append({_clean_name(k): v for k, v in found.items()})
     names = sorted({name for found in values for name in found} | set(known))
     rows = [[found.get(name, np.nan) for name in names] for found in values]
     return names, np.array(rows, dtype=np.float32).reshape(len(rows), len(names))

@@ -10,8 +10,7 @@ import csv
 import json
 import os
 import re
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, load_dataset
 
-from .domain import films_table
+from .domain import _clean_name, films_table
 from ..errors import InputError, first_line, listing, user_path
 
 # %% ../../nbs/2_using/10_reading.ipynb #10c009
@@ -147,19 +146,24 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return row
 
 
-def _read_jsonl(path: Path | str) -> pd.DataFrame:
-    "Rows of a JSONL file, values as they are. Raises ValueError that names a malformed line."
-    rows, decoder = [], json.JSONDecoder(object_pairs_hook=_unique_keys)
-    for number, line in enumerate(_read_utf8(path).split("\n"), 1):
+def _json_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    "The objects in the lines of a JSONL file. Raises ValueError that names a malformed line."
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = decoder.decode(line)
         except (ValueError, RecursionError) as e:
-            raise ValueError(f"line {number} is not valid JSON: {e}") from None
+            raise ValueError(f"line {number} is not valid JSON: {first_line(e)}") from None
         if not isinstance(row, dict):
             raise ValueError(f"line {number} holds {str(row)[:40]!r}, not a JSON object")
-        rows.append(row)
+        yield row
+
+
+def _read_jsonl(path: Path | str) -> pd.DataFrame:
+    "Rows of a JSONL file, values as they are. Raises ValueError that names a malformed line."
+    rows = list(_json_rows(_read_utf8(path).split("\n")))
     if not rows:
         raise ValueError("it is empty; write one JSON object per line")
     return pd.DataFrame(rows, dtype=object)
@@ -336,7 +340,7 @@ def _name_columns(rows: pd.DataFrame, where: str) -> pd.DataFrame:
         raise InputError(
             f"{where} has names of columns in {rows.columns.nlevels} levels; join them."
         )
-    clean = [unicodedata.normalize("NFC", str(c)).strip() for c in rows.columns]
+    clean = [_clean_name(c) for c in rows.columns]
     names = pd.Index([c or f"Unnamed: {i}" for i, c in enumerate(clean)], dtype=object)
     twice = names[names.duplicated()].unique()
     if len(twice):
@@ -405,7 +409,7 @@ def find_text_column(rows: pd.DataFrame, text_column: str | None, where: str) ->
     Raises `InputError` that lists the columns of `where`."""
     if text_column is not None and not isinstance(text_column, (str, int)):
         raise InputError(f"text_column={text_column!r} is no name of a column; give a string.")
-    name = "text" if text_column is None else unicodedata.normalize("NFC", str(text_column)).strip()
+    name = "text" if text_column is None else _clean_name(text_column)
     columns = [str(column) for column in rows.columns]
     if name in columns and name != "id":
         return name

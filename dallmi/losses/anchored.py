@@ -69,9 +69,9 @@ def estimate_prior(probs: np.ndarray, observed: np.ndarray, weight: float = 0.5)
     return np.clip(prior, np.maximum(count / len(probs), 1e-4), 1 - 1e-4)
 
 # %% ../../nbs/1_method/07_anchored.ipynb #07c033
-def _log_odds(probs: np.ndarray) -> np.ndarray:
-    "Log odds of probabilities, finite: they are clipped to 1e-7 … 1 − 1e-7."
-    return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-7, 1 - 1e-7))
+def _log_odds(probs: np.ndarray, least: float = 1e-7) -> np.ndarray:
+    "Log odds of probabilities, float64 and finite: they are clipped to `least` … 1 − `least`."
+    return logit(np.clip(np.asarray(probs, dtype=np.float64), least, 1 - least))
 
 
 def prior_shift(probs: np.ndarray, prior: np.ndarray) -> np.ndarray:
