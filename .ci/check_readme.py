@@ -40,7 +40,7 @@ def write_files(folder: Path) -> None:
     source = load_domain("films:source", only_labels=LABELS)
     target = load_domain("films:target", only_labels=LABELS)
     some = [i for i, y in enumerate(source.labels) if y.any()][:20]
-    few = [i for i, y in enumerate(target.labels) if y.any()][:20]
+    few = [i for i, y in enumerate(target.labels) if y.any()][:40]
     source.select(some).to_pandas().to_csv(folder / "reviews.csv", index=False)
     tickets = target.select(few)
     observed = mask_labels(tickets.labels, 0.5)
