@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['HUB_DEFAULT', 'default_model', 'head_of', 'load_encoder', 'pad_batch', 'accelerator_or_cpu', 'bf16_pays',
-           'start_at_prior']
+           'use_free_threads', 'start_at_prior']
 
 # %% ../../nbs/2_using/13_encoder.ipynb #13c002
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -244,7 +247,45 @@ def bf16_pays(device: torch.device | str) -> bool:
     has_flag = bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
     return kind == "cpu" and torch.backends.mkldnn.is_available() and has_flag
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c052
+# %% ../../nbs/2_using/13_encoder.ipynb #13c045
+def _rate(threads: int, seconds: float = 0.06) -> float:
+    "Matrix products with so many threads, of the size of a small encoder's, in a second."
+    torch.set_num_threads(threads)
+    rows, weights = torch.ones(512, 384), torch.ones(384, 1536)
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for _ in range(4):
+            F.gelu(rows @ weights)
+        count += 4
+    return count / (time.perf_counter() - began)
+
+
+def _fewest(rates: dict[int, float], worth: float = 1.1) -> int:
+    "The fewest threads to which no other number adds more than a tenth."
+    return min(n for n, rate in rates.items() if worth * rate >= max(rates.values()))
+
+# %% ../../nbs/2_using/13_encoder.ipynb #13c048
+def use_free_threads(device: torch.device | str = "cpu") -> str | None:
+    """Let PyTorch use as many CPU threads as pay on this machine now; returns a line that says so.
+
+    1, 2, 4 … and all threads are tried five times each in turn, in about a second. Nothing is
+    changed, and None comes back, where the environment says how many (`OMP_NUM_THREADS`), where
+    `device` is no CPU, under a launcher of several processes, and where there is one thread only.
+    Rounding depends on the number of threads; a run that must repeat to the last bit sets it."""
+    most = torch.get_num_threads()
+    given = "OMP_NUM_THREADS" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if given or most < 2 or torch.device(device).type != "cpu":
+        return None
+    steps = sorted({most, *(2**k for k in range(most.bit_length()) if 2**k < most)})
+    tries = [{n: _rate(n) for n in steps} for _ in range(5)]
+    rates = {n: float(np.median([one[n] for one in tries])) for n in steps}
+    n = _fewest(rates)
+    torch.set_num_threads(n)
+    gain = rates[most] / rates[n]
+    why = "" if n == most else f": {most} would be {gain:.1f} times as fast, as measured just now"
+    return f"{n} of {most} threads{why}; OMP_NUM_THREADS sets another number"
+
+# %% ../../nbs/2_using/13_encoder.ipynb #13c059
 def _mean_feature(model: PreTrainedModel, texts: BatchEncoding) -> torch.Tensor:
     "What a decoder's head reads of some texts' last tokens, the mean [H]."
     seen: list[torch.Tensor] = []
