@@ -107,6 +107,10 @@ def main() -> None:
             for words in commands(body) if language == "sh" else ():
                 run(words, folder)
         run([sys.executable, "-c", script(text)], folder)
+        trials = (folder / "results" / "report" / "trials.csv").read_text(encoding="utf-8")
+        pictures = list((folder / "results" / "report").glob("*.png"))
+        if trials.count("\n") != 4 or len(pictures) < 3:
+            sys.exit(f"The report has {len(pictures)} pictures and these trials:\n{trials}")
     print("README.md does what it says.")
 
 
