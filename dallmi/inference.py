@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -37,7 +38,7 @@ from dallmi.files import (
     read_json,
 )
 from .losses.mixup import is_causal
-from .training.adapters import is_lora, load_adapter, save_adapter
+from .training.adapters import ADAPTER, is_lora, load_adapter, save_adapter
 from .training.callbacks import quiet_transformers
 from .training.encoder import accelerator_or_cpu, bf16_pays, pad_batch
 from .words import WORD_FILES, TwoViews
@@ -431,6 +432,19 @@ def _load_model(place: Path | str) -> PreTrainedModel:
     return model.eval()
 
 
+def _adapter_folder(place: Path | str) -> Path | None:
+    """The folder of a checkpoint's adapters, None where it has none.
+
+    Those of a hub name are downloaded."""
+    if isinstance(place, Path):
+        return place if (place / "adapter_config.json").is_file() else None
+    try:
+        hf_hub_download(place, "adapter_config.json")
+    except EntryNotFoundError:
+        return None
+    return Path(hf_hub_download(place, ADAPTER)).parent
+
+
 def _load_pair(name: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     "A float32 multi-label model, ready to score, and its tokenizer. Silent. Raises `InputError`."
     place = _model_place(name)
@@ -442,10 +456,9 @@ def _load_pair(name: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
             unfit = _why_no_classifier(config, tokenizer)
-            adapted = Path(place) / "adapter_config.json"
             if not unfit:
-                found = adapted.is_file()
-                model = load_adapter(adapted.parent, config) if found else _load_model(place)
+                adapters = _adapter_folder(place)
+                model = load_adapter(adapters, config) if adapters else _load_model(place)
             if not unfit and is_causal(model):  # as its positions are counted from the left
                 tokenizer.padding_side = "right"
     except Exception as e:  # the libraries below raise errors of many kinds
