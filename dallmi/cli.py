@@ -564,11 +564,12 @@ _QUICK_BUDGET = {"epochs": 1, "compare_with": ["source"]}
 _QUICK_SAYS = "a quick look: few texts, cut short, one pass; its numbers say nothing of the method"
 
 
-def _use_free_threads() -> None:
-    "As many threads as pay now; a line on stderr says how many."
+def _use_free_threads(args: argparse.Namespace) -> None:
+    "As many threads as pay now, where something is computed; a line on stderr says how many."
     from dallmi.training.encoder import accelerator_or_cpu, use_free_threads
 
-    said = use_free_threads(accelerator_or_cpu())
+    dry = getattr(args, "dry_run", False)
+    said = None if dry else use_free_threads(accelerator_or_cpu())
     if said:
         print(said, file=sys.stderr, flush=True)
 
@@ -592,8 +593,7 @@ def _run_adapt(args: argparse.Namespace) -> None:
         from dallmi.training.callbacks import TrainingDiverged
 
     teachers = args.teacher or [None]
-    if not args.dry_run:
-        _use_free_threads()
+    _use_free_threads(args)
     try:
         result = adapt(
             *domains,
@@ -623,7 +623,7 @@ def _run_predict(args: argparse.Namespace) -> None:
     with _importing():
         from dallmi.streams import predict_file
 
-    _use_free_threads()
+    _use_free_threads(args)
     files = args.files if len(args.files) > 1 else args.files[0]
     said = predict_file(
         args.checkpoint,
@@ -642,7 +642,7 @@ def _run_suggest(args: argparse.Namespace) -> None:
     with _importing():
         from dallmi.suggest import suggest_file
 
-    _use_free_threads()
+    _use_free_threads(args)
     names = ("n", "labelled", "strategy", "diverse", "text_column", "seed", "overwrite")
     print(suggest_file(args.checkpoint, args.file, args.out, **_given(args, names)))
 
