@@ -72,9 +72,12 @@ class Loss(nn.Module):
     Subclasses write `forward`, and `prepare` where they need it. Parameters of the constructor are
     kept as attributes of the same name, as in scikit-learn, so that a recipe can change one.
 
-    `columns`: names of what `forward` reads in the batch besides 'uniform' and 'epoch'."""
+    `columns`: names of what `forward` reads in the batch besides 'uniform' and 'epoch'.
+    `whole_batch`: whether several processes must compute it over the batch of all of them, as it is
+    no mean over texts."""
 
     columns: tuple[str, ...] = ()
+    whole_batch: bool = False
 
     @property
     def name(self) -> str:

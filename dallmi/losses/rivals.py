@@ -206,6 +206,7 @@ def _both_sides(labels: Tensor, drawn: Tensor) -> Tensor:
 class NNPULoss(Loss):
     "The non-negative PU risk with a class prior that `prepare` estimates, see `nnpu_loss`."
 
+    whole_batch = True  # means over positives and over the others, and a maximum
     prior: Tensor | None  # [L]
 
     def __init__(self) -> None:
@@ -233,6 +234,7 @@ class NNPULoss(Loss):
 class SPULoss(Loss):
     "The S-PU risk with a class prior that `prepare` estimates, see `spu_loss`."
 
+    whole_batch = True  # means over positives and over the others
     prior: Tensor | None  # [L]
     observed: Tensor | None  # [L], the share of the texts with an observed positive
 

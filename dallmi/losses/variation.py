@@ -95,6 +95,8 @@ class VariationLoss(Loss):
 
     `form`: 'norm' (the paper's) or 'log'. Raises `InputError` for another."""
 
+    whole_batch = True  # norms, and logarithms of means, do not average
+
     def __init__(self, form: str = "norm") -> None:
         super().__init__()
         _check_form(form)

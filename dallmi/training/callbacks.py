@@ -8,6 +8,7 @@ __all__ = ['quiet_transformers', 'TrainingDiverged', 'last_checkpoint', 'Careful
 # %% ../../nbs/2_using/14_long_runs.ipynb #14c003
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -192,6 +193,27 @@ def _to_resume(wish: Path | str | bool | None, folder: str) -> str | None:
     )
 
 
+def _processes_of(checkpoint: Path) -> int:
+    "How many processes wrote a checkpoint, as far as their files are here; 0 where it has none."
+    if (checkpoint / "rng_state.pth").exists():
+        return 1
+    ranks = [int(p.stem.rpartition("_")[2]) for p in checkpoint.glob("rng_state_[0-9]*.pth")]
+    return max(ranks, default=-1) + 1
+
+
+def _check_same_world(checkpoint: str, world: int) -> None:
+    """Raise `InputError` where the `checkpoint` was written by another number of processes than
+    `world`: its place in the epoch and its random states are theirs."""
+    wrote = _processes_of(Path(checkpoint))
+    apart = wrote > 1 and int(os.environ.get("LOCAL_WORLD_SIZE", world)) < world
+    if wrote in (0, world) or (apart and wrote < world):
+        return
+    raise InputError(
+        f"The checkpoint '{checkpoint}' was written by {wrote} process(es) and cannot be gone on "
+        f"with by {world}; start as many, or train anew from its weights."
+    )
+
+
 def _check_same_labels(checkpoint: str, model: PreTrainedModel) -> None:
     "Raise `InputError` where the `checkpoint` is of a model with other labels, or in other order."
     try:
@@ -297,6 +319,7 @@ class CarefulTrainer(Trainer):
         resume_from_checkpoint = _to_resume(resume_from_checkpoint, str(self.args.output_dir))
         if resume_from_checkpoint:
             _check_same_labels(resume_from_checkpoint, cast(PreTrainedModel, self.model))
+            _check_same_world(resume_from_checkpoint, self.args.world_size)
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         self.check_finite()
         return result

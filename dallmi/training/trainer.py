@@ -12,7 +12,7 @@ import json
 import numbers
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -22,6 +22,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch import Tensor, nn
@@ -697,6 +698,33 @@ def _logits(outputs: Any, labels: Tensor | None) -> Tensor:
     return logits
 
 
+def _gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The rows of all processes in the order of their ranks, of which each has so many; gradients
+    flow back to the process whose row it is."""
+    from torch.distributed.nn.functional import all_gather  # with gradients
+
+    extra = [0, 0] * (rows.dim() - 1) + [0, max(sizes) - len(rows)]
+    padded = F.pad(rows.float() if rows.dtype == torch.bool else rows, extra)
+    parts = zip(all_gather(padded), sizes, strict=True)
+    return torch.cat([part[:n] for part, n in parts]).to(rows.dtype)
+
+
+def _whole_batch(
+    loss: nn.Module, logits: Tensor, labels: Tensor, batch: dict[str, Any]
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    "What `loss` is computed on: the batch, or that of all processes where it must be whole."
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    world = torch.distributed.get_world_size() if several else 1
+    if world == 1 or not getattr(loss, "whole_batch", False):
+        return logits, labels, batch
+    found = [torch.zeros(1, dtype=torch.long, device=logits.device) for _ in range(world)]
+    torch.distributed.all_gather(found, torch.full_like(found[0], len(logits)))
+    sizes = [int(n) for n in found]
+    names = [n for n in ("uniform", *getattr(loss, "columns", ())) if n in batch]
+    whole = {name: _gather(batch[name], sizes) for name in names}
+    return _gather(logits, sizes), _gather(labels, sizes), batch | whole
+
+
 def _forward_batch(
     forward: Callable[..., Any],
     model: PreTrainedModel,
@@ -710,7 +738,7 @@ def _forward_batch(
     text = _model_inputs(model, batch)
     if mixup is None or mixup.weight == 0:
         logits = _logits(forward(**text), batch["labels"])
-        return _loss_parts(loss, logits, batch["labels"], batch), logits
+        return _loss_parts(loss, *_whole_batch(loss, logits, batch["labels"], batch)), logits
     others = sorted(set(text) - {*_TEXT, "position_ids"})
     if others:
         raise InputError(
@@ -719,7 +747,7 @@ def _forward_batch(
         )
     pairs = mixup.draw(batch["labels"])
     logits, mixed = mixup.forward(forward, model, text, pairs)
-    parts = _loss_parts(loss, logits, batch["labels"], batch)
+    parts = _loss_parts(loss, *_whole_batch(loss, logits, batch["labels"], batch))
     return parts | {"mixup": mixup.loss(mixed, logits, pairs)}, logits
 
 
