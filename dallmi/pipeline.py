@@ -430,12 +430,13 @@ def _unwritable(cache: Path, why: str) -> InputError:
     )
 
 # %% ../nbs/2_using/25_pipeline.ipynb #25c049
-def check_cache() -> None:
-    "Raise `InputError` where the cache of source models cannot be written."
+def check_cache() -> Path:
+    "The folder of the source models' cache. Raises `InputError` where it cannot be written."
     cache = _cache_folder()
     why = _why_no_room(cache / "model")
     if why:
         raise _unwritable(cache, why.removeprefix("cannot be written: "))
+    return cache
 
 
 def source_folder(source: Domain, classifier: Classifier, stage: SourceStage) -> Path:

@@ -42,7 +42,7 @@ def anchored_loss(
     weight = torch.as_tensor(pos_weight, dtype=loss.dtype, device=loss.device)
     return (loss * torch.where(positive, weight, 1.0)).mean(0).sum()
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c030
+# %% ../../nbs/1_method/07_anchored.ipynb #07c028
 def estimate_prior(probs: np.ndarray, observed: np.ndarray, weight: float = 0.5) -> np.ndarray:
     """Class prior [L] of a domain from a teacher's probabilities and its observed positives.
 
@@ -68,7 +68,7 @@ def estimate_prior(probs: np.ndarray, observed: np.ndarray, weight: float = 0.5)
     prior = np.maximum(expected, 1e-12) ** (1 - trust) * suggested**trust / len(probs)
     return np.clip(prior, np.maximum(count / len(probs), 1e-4), 1 - 1e-4)
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c033
+# %% ../../nbs/1_method/07_anchored.ipynb #07c030
 def _log_odds(probs: np.ndarray, least: float = 1e-7) -> np.ndarray:
     "Log odds of probabilities, float64 and finite: they are clipped to `least` … 1 − `least`."
     return logit(np.clip(np.asarray(probs, dtype=np.float64), least, 1 - least))
@@ -93,7 +93,7 @@ def correct_prior(probs: np.ndarray, prior: np.ndarray) -> np.ndarray:
     Prior correction for label shift, Saerens et al. 2002; the ranking of the texts stays."""
     return expit(_log_odds(probs) + prior_shift(probs, prior))
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c036
+# %% ../../nbs/1_method/07_anchored.ipynb #07c033
 def unlabelled_posterior(probs: np.ndarray, prior: np.ndarray, observed: np.ndarray) -> np.ndarray:
     """Probabilities [N, L] that a text has a label that is *not* observed in it.
 
@@ -106,7 +106,7 @@ def unlabelled_posterior(probs: np.ndarray, prior: np.ndarray, observed: np.ndar
     frequency = np.clip(count / (len(observed) * np.asarray(prior)), 0, 1 - 1e-6)
     return (1 - frequency) * probs / (1 - frequency * probs)
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c041
+# %% ../../nbs/1_method/07_anchored.ipynb #07c038
 def positive_weights(prior: np.ndarray, observed: np.ndarray, most: float = 20.0) -> np.ndarray:
     """Weight [L] of an observed positive: expected over observed positives, between 1 and `most`.
 
@@ -115,7 +115,7 @@ def positive_weights(prior: np.ndarray, observed: np.ndarray, most: float = 20.0
     count = np.maximum((observed == 1).sum(0), 1)
     return np.clip(np.asarray(prior) * len(observed) / count, 1, most)
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c044
+# %% ../../nbs/1_method/07_anchored.ipynb #07c041
 @dataclass(frozen=True)
 class Anchors:
     """What a teacher's probabilities say of N texts and L labels, once the observed positives have
@@ -143,7 +143,7 @@ def make_anchors(
     anchor = unlabelled_posterior(correct_prior(probs, prior), prior, labels)
     return Anchors(anchor, positive_weights(prior, labels, max_pos_weight), prior)
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c045
+# %% ../../nbs/1_method/07_anchored.ipynb #07c042
 class AnchoredLoss(Loss):
     """The anchored loss (`anchored_loss`), with anchors and weights from a teacher's probabilities.
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..errors import InputError
 
-# %% ../../nbs/1_method/04_cross_entropy.ipynb #04c016
+# %% ../../nbs/1_method/04_cross_entropy.ipynb #04c017
 def split_labels(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "Bool masks [B, L] of observed positives (1), trusted negatives (0) and unlabelled (NaN)."
     return labels == 1, labels == 0, labels.isnan()
