@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Adaptation', 'read_task', 'fresh_classifier', 'source_model', 'adapt']
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c016
+# %% ../nbs/2_using/29_adaptation.ipynb #29c030
 import inspect
 import json
 import os
@@ -74,86 +74,7 @@ from .training.encoder import default_model
 from .verdict import did_it_help
 from .words import TwoViews
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c021
-def _check_meaning(name: str, value: Any, recipe: Recipe) -> None:
-    "Raise `InputError` for a setting whose value could be meant for the recipe's loss as well."
-    try:
-        recipe.change(**{name: value})
-    except (ValueError, TypeError):  # an InputError is a ValueError
-        return
-    kind = type(recipe.loss).__name__
-    raise InputError(
-        f"{name}={value!r} could mean the setting of that name, or the parameter of {kind}; give "
-        f"the latter in the recipe's text (…:{name}={value}) or with loss={kind}(…)."
-    )
-
-
-def _read_options(
-    recipe: str | Recipe, loss: nn.Module | None, options: Mapping[str, Any]
-) -> tuple[Settings, str, Recipe]:
-    "Settings, name of the method and recipe. Raises `InputError` for an unknown option."
-    chosen = find_recipe(recipe)
-    if loss is not None:
-        chosen = chosen.change(loss=loss)
-    own = [f.name for f in fields(Settings)]
-    named = list(inspect.signature(adapt).parameters)[:-1]
-    known = list(dict.fromkeys([*named, *own, *chosen.settings()]))
-    for name in options:
-        if name not in known:
-            raise unknown_name("option", name, known, also=OTHER_NAMES)
-        if name in own and name in chosen.settings():
-            _check_meaning(name, options[name], chosen)
-    settings = Settings(**{name: value for name, value in options.items() if name in own})
-    chosen = chosen.change(**{k: v for k, v in options.items() if k not in own})
-    if isinstance(recipe, str) and loss is None:
-        return settings, recipe.partition(":")[0], chosen
-    return settings, chosen.loss_name, chosen
-
-# %% ../nbs/2_using/29_adaptation.ipynb #29c027
-_COMPARED = ("source", "partial")
-
-
-def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Recipe | None]:
-    """The methods to compare with, {name: recipe}, at the budget of `recipe`; None: the source
-    model."""
-    if isinstance(names, str) or not isinstance(names, (Iterable, type(None))):
-        kind = "one string" if isinstance(names, str) else "no list"
-        raise InputError(f"compare_with={names!r} is {kind}; give a list of names.")
-    budget = {name: getattr(recipe, name) for name in ("batch_size", "epochs", "learning_rate")}
-    known = ["source", *RECIPES]
-    found: dict[str, Recipe | None] = {}
-    for name in names or ():
-        if not isinstance(name, str) or name.partition(":")[0] not in known:
-            raise unknown_name("method to compare with,", name, known, also=OTHER_NAMES)
-        if name == method and names is _COMPARED:
-            continue
-        if name == method:
-            raise InputError(f"compare_with names {name!r}, the recipe itself; leave it out.")
-        found[name] = None if name == "source" else find_recipe(name, defaults=budget)
-    return found
-
-# %% ../nbs/2_using/29_adaptation.ipynb #29c030
-def _check_fallback(fallback: bool, cross_fit: bool, method: str, recipe: Recipe) -> None:
-    "Raise `InputError` for a `fallback` that nothing could ever bring about, and for odd values."
-    for name, value in {"fallback": fallback, "cross_fit": cross_fit}.items():
-        if not isinstance(value, bool):
-            raise InputError(f"{name}={value!r:.40} is neither True nor False.")
-    if fallback and not cross_fit and recipe.rounds == 1 and recipe.labels != "none":
-        raise InputError(
-            f"fallback=True has nothing to go by with the recipe {method!r}, which is trained in "
-            "one round; add cross_fit=True (--cross-fit), or choose a recipe of two rounds."
-        )
-
-
-def _check_teacher(teacher: Teacher, method: str, recipes: Iterable[Recipe | None]) -> None:
-    "Raise `InputError` for a teacher whom none of the `recipes` asks."
-    if teacher is not None and not any(recipe and recipe.asks_teacher for recipe in recipes):
-        raise InputError(
-            f"teacher=… is given, but the recipe {method!r} asks none; leave it out, or choose "
-            "another recipe."
-        )
-
-# %% ../nbs/2_using/29_adaptation.ipynb #29c033
+# %% ../nbs/2_using/29_adaptation.ipynb #29c039
 def _as_arrays(scores: MethodScores) -> dict[str, Any]:
     "`scores` as named arrays."
     arrays = {"target": scores.target, "test": scores.test, "seconds": scores.seconds}
@@ -211,7 +132,7 @@ def _stage(
     barrier()
     return scores
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c038
+# %% ../nbs/2_using/29_adaptation.ipynb #29c044
 def _as_json(value: Any) -> Any:
     "`value` as it comes back from a JSON file; what JSON has no word for as text."
     return json.loads(json.dumps(value, default=str))
@@ -237,7 +158,7 @@ def _identity(
     about |= {"cross_fit": True} if cross_fit else {}
     return _as_json({**about, **asdict(settings), "data": digest(*parts)})
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c041
+# %% ../nbs/2_using/29_adaptation.ipynb #29c047
 _CHECKPOINT = [
     *("*.safetensors", "*.json", "*.pt", "*.pth", "*.bin", "*.jinja", "*.model", ".tmp*"),
     *("vocab.txt", "merges.txt", "README.md"),
@@ -272,7 +193,86 @@ def _workspace(
             raise
         barrier()
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c052
+# %% ../nbs/2_using/29_adaptation.ipynb #29c058
+def _check_meaning(name: str, value: Any, recipe: Recipe) -> None:
+    "Raise `InputError` for a setting whose value could be meant for the recipe's loss as well."
+    try:
+        recipe.change(**{name: value})
+    except (ValueError, TypeError):  # an InputError is a ValueError
+        return
+    kind = type(recipe.loss).__name__
+    raise InputError(
+        f"{name}={value!r} could mean the setting of that name, or the parameter of {kind}; give "
+        f"the latter in the recipe's text (…:{name}={value}) or with loss={kind}(…)."
+    )
+
+
+def _read_options(
+    recipe: str | Recipe, loss: nn.Module | None, options: Mapping[str, Any]
+) -> tuple[Settings, str, Recipe]:
+    "Settings, name of the method and recipe. Raises `InputError` for an unknown option."
+    chosen = find_recipe(recipe)
+    if loss is not None:
+        chosen = chosen.change(loss=loss)
+    own = [f.name for f in fields(Settings)]
+    named = list(inspect.signature(adapt).parameters)[:-1]
+    known = list(dict.fromkeys([*named, *own, *chosen.settings()]))
+    for name in options:
+        if name not in known:
+            raise unknown_name("option", name, known, also=OTHER_NAMES)
+        if name in own and name in chosen.settings():
+            _check_meaning(name, options[name], chosen)
+    settings = Settings(**{name: value for name, value in options.items() if name in own})
+    chosen = chosen.change(**{k: v for k, v in options.items() if k not in own})
+    if isinstance(recipe, str) and loss is None:
+        return settings, recipe.partition(":")[0], chosen
+    return settings, chosen.loss_name, chosen
+
+# %% ../nbs/2_using/29_adaptation.ipynb #29c064
+_COMPARED = ("source", "partial")
+
+
+def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Recipe | None]:
+    """The methods to compare with, {name: recipe}, at the budget of `recipe`; None: the source
+    model."""
+    if isinstance(names, str) or not isinstance(names, (Iterable, type(None))):
+        kind = "one string" if isinstance(names, str) else "no list"
+        raise InputError(f"compare_with={names!r} is {kind}; give a list of names.")
+    budget = {name: getattr(recipe, name) for name in ("batch_size", "epochs", "learning_rate")}
+    known = ["source", *RECIPES]
+    found: dict[str, Recipe | None] = {}
+    for name in names or ():
+        if not isinstance(name, str) or name.partition(":")[0] not in known:
+            raise unknown_name("method to compare with,", name, known, also=OTHER_NAMES)
+        if name == method and names is _COMPARED:
+            continue
+        if name == method:
+            raise InputError(f"compare_with names {name!r}, the recipe itself; leave it out.")
+        found[name] = None if name == "source" else find_recipe(name, defaults=budget)
+    return found
+
+# %% ../nbs/2_using/29_adaptation.ipynb #29c067
+def _check_fallback(fallback: bool, cross_fit: bool, method: str, recipe: Recipe) -> None:
+    "Raise `InputError` for a `fallback` that nothing could ever bring about, and for odd values."
+    for name, value in {"fallback": fallback, "cross_fit": cross_fit}.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name}={value!r:.40} is neither True nor False.")
+    if fallback and not cross_fit and recipe.rounds == 1 and recipe.labels != "none":
+        raise InputError(
+            f"fallback=True has nothing to go by with the recipe {method!r}, which is trained in "
+            "one round; add cross_fit=True (--cross-fit), or choose a recipe of two rounds."
+        )
+
+
+def _check_teacher(teacher: Teacher, method: str, recipes: Iterable[Recipe | None]) -> None:
+    "Raise `InputError` for a teacher whom none of the `recipes` asks."
+    if teacher is not None and not any(recipe and recipe.asks_teacher for recipe in recipes):
+        raise InputError(
+            f"teacher=… is given, but the recipe {method!r} asks none; leave it out, or choose "
+            "another recipe."
+        )
+
+# %% ../nbs/2_using/29_adaptation.ipynb #29c070
 def _evaluate_methods(
     scores: Mapping[str, MethodScores], test: Domain | None
 ) -> dict[str, dict[str, Any]]:
@@ -332,7 +332,7 @@ def _record(
         "versions": versions(),
     }
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c055
+# %% ../nbs/2_using/29_adaptation.ipynb #29c073
 def _share(value: Any) -> bool:
     "a number from 0 to 1"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -393,7 +393,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record |= read_json(folder / file, schema, "part of an adaptation", hint)
     return record
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c056
+# %% ../nbs/2_using/29_adaptation.ipynb #29c074
 def _is_page(path: Path) -> bool:
     "Whether the file at `path` is a page of ours."
     with path.open("rb") as file:
@@ -539,7 +539,7 @@ class Adaptation:
                 ) from None
         return str(url)
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c064
+# %% ../nbs/2_using/29_adaptation.ipynb #29c082
 def _check_place(
     output_dir: Path | str | None, overwrite: bool, inputs: Sequence[Any], needs: int = 0
 ) -> Path | None:
@@ -614,7 +614,7 @@ def source_model(task: Task, fresh: Classifier, settings: Settings) -> Classifie
     "The source model that `settings` describe."
     return source_classifier(task.source, fresh, _source_stage(settings))
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c066
+# %% ../nbs/2_using/29_adaptation.ipynb #29c084
 def _say_data(task: Task, fresh: Classifier) -> None:
     "On stderr: what was taken for texts and labels, and what two parts have in common."
     if is_main():
@@ -625,7 +625,7 @@ def _say_data(task: Task, fresh: Classifier) -> None:
         length = length if first else f"texts are read through windows of {fresh.max_length} tokens"
         print(*task.notes, said, length, sep="\n", file=sys.stderr, flush=True)
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c068
+# %% ../nbs/2_using/29_adaptation.ipynb #29c086
 def _passes(recipe: Recipe, cross_fit: bool = False) -> int:
     "How often a training by `recipe` goes over the target's texts, all rounds together."
     judged = recipe.epochs if cross_fit and recipe.rounds == 1 else 0
@@ -720,7 +720,7 @@ def _run_methods(
     _load_weights(classifier, weights, recipe)
     return scores
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c069
+# %% ../nbs/2_using/29_adaptation.ipynb #29c087
 def _evidence(pipeline: Pipeline, method: str, scores: Mapping[str, MethodScores]) -> Evidence:
     "What the page of a run is made from; the classifier has its thresholds."
     task = pipeline.task
@@ -759,7 +759,7 @@ def _set_thresholds(classifier: Classifier, scores: MethodScores) -> None:
         classifier.words = words
     classifier.set_thresholds(expected_f1_thresholds(scores.target))
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c070
+# %% ../nbs/2_using/29_adaptation.ipynb #29c088
 def adapt(
     source: DomainLike | Domain,
     target: DomainLike | Domain,

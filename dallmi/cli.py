@@ -349,6 +349,28 @@ def _add_suggest(commands: Any) -> None:
     _add_out(sub, "to-label.csv", "file")
 
 
+def _add_cluster(sub: Any) -> None:
+    "The options for a Ray cluster."
+    sub.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="where it is computed: on this machine, or by Ray (default: local)",
+    )
+    sub.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of a Ray cluster, or 'auto' for the one this machine belongs to (default: Ray on "
+        "this machine)",
+    )
+    sub.add_argument(
+        "--gpus",
+        type=float,
+        metavar="N",
+        help="GPUs of one trial or worker of Ray, also a fraction (default: 1 where there are any)",
+    )
+
+
 def _add_predict(commands: Any) -> None:
     "The options of `dallmi predict`."
     sub = _add_command(commands, "predict")
@@ -406,29 +428,6 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
         )
 
 # %% ../nbs/2_using/32_command_line.ipynb #32c052
-def _add_cluster(sub: Any) -> None:
-    "The options for a Ray cluster."
-    sub.add_argument(
-        "--executor",
-        choices=("local", "ray"),
-        default="local",
-        help="where it is computed: on this machine, or by Ray (default: local)",
-    )
-    sub.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="of a Ray cluster, or 'auto' for the one this machine belongs to (default: Ray on "
-        "this machine)",
-    )
-    sub.add_argument(
-        "--gpus",
-        type=float,
-        default=0.0,
-        metavar="N",
-        help="GPUs of one trial or worker of Ray, also a fraction (default: 0)",
-    )
-
-
 def _add_benchmark(commands: Any) -> None:
     "The options of `dallmi benchmark`."
     sub = _add_command(commands, "benchmark")
@@ -583,7 +582,7 @@ def _given(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 # %% ../nbs/2_using/32_command_line.ipynb #32c065
-_DEMO = {"label_fraction": 0.1}
+_DEMO = {"label_fraction": 0.1, "max_length": 64}
 _QUICK = {"label_fraction": 0.3, "max_rows": 160, "max_length": 32, "source_epochs": 2}
 _QUICK_BUDGET = {"epochs": 1, "compare_with": ["source"]}
 _QUICK_SAYS = "a quick look: few texts, cut short, one pass; its numbers say nothing of the method"

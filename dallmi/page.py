@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # the benchmark's report fills templates too, and must start 
 
     from dallmi.data.domain import Domain
 
-# %% ../nbs/2_using/28_page.ipynb #28c013
+# %% ../nbs/2_using/28_page.ipynb #28c024
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 
@@ -39,7 +39,7 @@ def _quote(text: object, longest: int = 60) -> str:
     line = " ".join(_HIDDEN.sub(" ", str(text)[: 8 * longest]).split())
     return line if len(line) <= longest else f"{line[: longest - 1].rstrip()}…"
 
-# %% ../nbs/2_using/28_page.ipynb #28c016
+# %% ../nbs/2_using/28_page.ipynb #28c027
 def _percent(share: float | None, digits: int = 1) -> str:
     "A share in percent; '–' where there is none."
     return "–" if share is None else f"{100 * share:.{digits}f}"
@@ -49,7 +49,7 @@ def _signed(share: float | None) -> str:
     "A difference of shares in points, with its sign."
     return "–" if share is None else f"{100 * share:+.1f}".replace("-", "−")
 
-# %% ../nbs/2_using/28_page.ipynb #28c019
+# %% ../nbs/2_using/28_page.ipynb #28c030
 @cache
 def _environment() -> Environment:
     "The templates of the package; whatever is put into one is text, unless it is `Markup`."
@@ -80,7 +80,7 @@ def fill_template(name: str, **values: Any) -> str:
         **values,
     )
 
-# %% ../nbs/2_using/28_page.ipynb #28c026
+# %% ../nbs/2_using/28_page.ipynb #28c033
 @dataclass(frozen=True)
 class Evidence:
     """What a page is made from, besides the record: N target texts, M test texts, L labels.
@@ -99,7 +99,7 @@ class Evidence:
     tested: Mapping[str, np.ndarray] = field(default_factory=dict)
     held_out: np.ndarray | None = None
 
-# %% ../nbs/2_using/28_page.ipynb #28c031
+# %% ../nbs/2_using/28_page.ipynb #28c038
 def _drawn_ap(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Average precision [D] of one label in D draws; in each, a text counts `weights` [D, M] times.
 
@@ -133,7 +133,7 @@ def _draws(tested: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, np
         found[method] = np.stack(columns, axis=1)
     return found
 
-# %% ../nbs/2_using/28_page.ipynb #28c034
+# %% ../nbs/2_using/28_page.ipynb #28c041
 def _span(values: np.ndarray) -> dict[str, float | None]:
     "The first of `values` [1 + D] and the limits of the middle 95 % of the others, JSON-able."
     drawn = values[1:][~np.isnan(values[1:])]
@@ -147,7 +147,7 @@ def _label_mean(aps: np.ndarray) -> np.ndarray:
     known = ~np.isnan(aps)
     return np.where(known, aps, 0).sum(1) / np.maximum(known.sum(1), 1)
 
-# %% ../nbs/2_using/28_page.ipynb #28c039
+# %% ../nbs/2_using/28_page.ipynb #28c046
 def _results(
     evidence: Evidence, record: Mapping[str, Any]
 ) -> tuple[list[dict], dict[str, dict], int]:
@@ -233,7 +233,7 @@ def _judged(record: Mapping[str, Any]) -> dict[str, Any] | None:
         "more": more,
     }
 
-# %% ../nbs/2_using/28_page.ipynb #28c047
+# %% ../nbs/2_using/28_page.ipynb #28c053
 def _log_odds(probs: np.ndarray) -> np.ndarray:
     "Log odds of probabilities, finite."
     return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-6, 1 - 1e-6))
@@ -273,7 +273,7 @@ def _movement(before: np.ndarray, after: np.ndarray, threshold: float) -> dict[s
         "most": float(top),
     }
 
-# %% ../nbs/2_using/28_page.ipynb #28c050
+# %% ../nbs/2_using/28_page.ipynb #28c056
 def _text_row(evidence: Evidence, row: int, column: int, longest: int) -> dict[str, Any]:
     "A target text as a page shows it, with what is said of one label before and after."
     target = evidence.target
@@ -299,7 +299,7 @@ def _moved_texts(evidence: Evidence, column: int, most: int, longest: int) -> di
         found[name] = [_text_row(evidence, int(i), column, longest) for i in rows]
     return found
 
-# %% ../nbs/2_using/28_page.ipynb #28c053
+# %% ../nbs/2_using/28_page.ipynb #28c059
 _READ = 2000  # characters of a text
 
 
@@ -349,7 +349,7 @@ def _apart(names: Sequence[str], values: np.ndarray, most: int, least: float = 0
             chosen.append(str(names[i]))
     return chosen[:most]
 
-# %% ../nbs/2_using/28_page.ipynb #28c063
+# %% ../nbs/2_using/28_page.ipynb #28c069
 def _doubted(evidence: Evidence, most: int, longest: int) -> tuple[int, list[dict[str, Any]]]:
     """How many observed positives lie under their label's threshold, and those that lie lowest, in
     log odds from it: by `held_out` where there is one, else by the adapted model."""
@@ -368,7 +368,7 @@ def _doubted(evidence: Evidence, most: int, longest: int) -> tuple[int, list[dic
             found[-1]["held_out"] = float(here[i])
     return doubts, found
 
-# %% ../nbs/2_using/28_page.ipynb #28c066
+# %% ../nbs/2_using/28_page.ipynb #28c072
 def domain_gap(
     source: Sequence[str], target: Sequence[str], most: int = 1500, words: int = 12
 ) -> dict[str, Any] | None:
@@ -401,7 +401,7 @@ def domain_gap(
         "target_words": _apart(names, weights, words),
     }
 
-# %% ../nbs/2_using/28_page.ipynb #28c070
+# %% ../nbs/2_using/28_page.ipynb #28c076
 def _priors(evidence: Evidence, record: Mapping[str, Any]) -> list[dict[str, float | None]]:
     "Per label: its share in the source, and in the target as three estimate it."
     from dallmi.losses.anchored import estimate_prior
@@ -421,7 +421,7 @@ def _priors(evidence: Evidence, record: Mapping[str, Any]) -> list[dict[str, flo
         for j in range(len(evidence.thresholds))
     ]
 
-# %% ../nbs/2_using/28_page.ipynb #28c073
+# %% ../nbs/2_using/28_page.ipynb #28c079
 def _at(probs: np.ndarray, threshold: float) -> tuple[int, float]:
     "How many of the probabilities [N] lie over a threshold, and how many positives they expect."
     over = probs[probs > threshold]
@@ -454,7 +454,7 @@ def _threshold(probs: np.ndarray, shipped: float) -> dict[str, Any]:
     rows = [near[0], ("shipped", steps[place]), near[1]]
     return {"steps": steps, "place": place, "total": float(probs.sum()), "rows": rows}
 
-# %% ../nbs/2_using/28_page.ipynb #28c078
+# %% ../nbs/2_using/28_page.ipynb #28c084
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     "The leaves of nested settings, as names and values to read."
     for name, value in values.items():
@@ -555,7 +555,7 @@ def _measured(evidence: Evidence, record: Mapping[str, Any]) -> dict[str, Any]:
         "table": table[:_MOST_ROWS],
     }
 
-# %% ../nbs/2_using/28_page.ipynb #28c081
+# %% ../nbs/2_using/28_page.ipynb #28c087
 _MOST_BYTES = 3_000_000
 
 
@@ -570,7 +570,7 @@ def make_page(evidence: Evidence, record: Mapping[str, Any]) -> str:
             break
     return page
 
-# %% ../nbs/2_using/28_page.ipynb #28c095
+# %% ../nbs/2_using/28_page.ipynb #28c104
 _NOT_DRAWN = re.compile(
     r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<style.*?</style>"
     r"| xmlns(:xlink)?=\"[^\"]*\"",

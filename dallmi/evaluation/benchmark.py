@@ -575,13 +575,19 @@ def _finished(path: Path) -> dict[str, Any] | None:
     return None if "error" in trial else trial
 
 
-def _forget_failures(path: Path) -> None:
-    "Take away what failed earlier of the trial whose result belongs at `path`."
-    same = glob.escape(str(path)[: -len("0123456789.json")]) + "[0-9a-f]" * 10 + ".json"
-    for found in map(Path, glob.glob(same)):
+def _which(path: Path) -> str:
+    "The name of a result's file without its digest."
+    return path.name[: -len("0123456789.json")]
+
+
+def _failures(out: Path) -> dict[str, list[Path]]:
+    "Results in `out` that are errors, by the trial that their names tell."
+    found: dict[str, list[Path]] = {}
+    for path in out.glob("*_" + "[0-9a-f]" * 10 + ".json"):
         with suppress(InputError):
-            if "error" in read_trial(found):
-                found.unlink()
+            if "error" in read_trial(path):
+                found.setdefault(_which(path), []).append(path)
+    return found
 
 
 def _likeness(trial: Trial) -> list[tuple]:
@@ -632,10 +638,13 @@ class _Run:
             for t, found in finished.items()
             if found
         }
-        self.todo = [trial for trial in self.paths if trial not in self.took]
-        first = {(t.pair, t.seed): t for t in reversed(self.todo) if t.method not in _WORDS}
+        self.failures = _failures(out)
+        todo = [trial for trial in self.paths if trial not in self.took]
+        first = {(t.pair, t.seed): t for t in reversed(todo) if t.method not in _WORDS}
         trains_source = set(first.values())
-        self.todo.sort(key=lambda t: t not in trains_source)
+        self.todo = dict.fromkeys(sorted(todo, key=lambda t: t not in trains_source))
+        self.left: float | None = None
+        self.due = 0.0
 
     def keep(self, trial: Trial, future: Future) -> None:
         "Write the result of a trial; of one that ended without a word, an error all the same."
@@ -645,19 +654,22 @@ class _Run:
             why = (str(e) if type(e) is RuntimeError else _sentence(e)).rstrip(". ")
             result = {"error": f"The process ended without a result ({why})."}
         path = self.paths[trial]
-        _forget_failures(path)
+        for failed in self.failures.pop(_which(path), []):
+            failed.unlink(missing_ok=True)
         write_json(path, self.configs[trial] | result)
         self.progress(trial, result)
 
     def progress(self, trial: Trial, result: Mapping[str, Any]) -> None:
         "The line for a finished trial."
-        self.todo.remove(trial)
+        del self.todo[trial]
         said = f"FAILED: {result.get('error')}"
         if "metrics" in result:
             seconds = self.took[trial] = result["trial_seconds"]
             said = f"mAP {100 * result['metrics']['mAP']:.1f} ({duration(seconds)})"
-        left = _time_left(self.todo, self.took, self.jobs)
-        clock = f"; about {duration(left)} left" if self.todo and left else ""
+        if self.left is None or time.monotonic() > self.due:  # not for each of ten thousand
+            self.left = _time_left(list(self.todo), self.took, self.jobs)
+            self.due = time.monotonic() + 0.002 * len(self.paths)
+        clock = f"; about {duration(self.left)} left" if self.todo and self.left else ""
         done = len(self.paths) - len(self.todo)
         print(f"{done}/{len(self.paths)} {trial}: {said}{clock}", file=self.stream, flush=True)
 

@@ -127,6 +127,7 @@ class BCELoss(Loss):
         super().__init__()
         _check_unknown(unknown)
         self.unknown = unknown
+        self.whole_batch = unknown == "ignore"  # a mean over the known, whose number varies
 
     def forward(
         self, logits: torch.Tensor, labels: torch.Tensor, batch: Mapping[str, Any]

@@ -226,7 +226,7 @@ def _check_same_labels(checkpoint: str, model: PreTrainedModel) -> None:
             "this model's; resume with the labels that it was trained with."
         )
 
-# %% ../../nbs/2_using/14_long_runs.ipynb #14c026
+# %% ../../nbs/2_using/14_long_runs.ipynb #14c028
 class _Afresh(TrainerCallback):
     "Clears a tally whenever a training begins, the attempts of auto_find_batch_size included."
 
@@ -324,7 +324,7 @@ class CarefulTrainer(Trainer):
         self.check_finite()
         return result
 
-# %% ../../nbs/2_using/14_long_runs.ipynb #14c028
+# %% ../../nbs/2_using/14_long_runs.ipynb #14c030
 def duration(seconds: float) -> str:
     "A duration in words, such as '45 s', '3 min 05 s' or '2 h 10 min'."
     s = max(0, round(seconds))
@@ -334,7 +334,7 @@ def duration(seconds: float) -> str:
         return f"{s // 60} min {s % 60:02} s"
     return f"{s // 3600} h {s % 3600 // 60:02} min"
 
-# %% ../../nbs/2_using/14_long_runs.ipynb #14c031
+# %% ../../nbs/2_using/14_long_runs.ipynb #14c033
 def _rows_per_epoch(loader: DataLoader, world: int = 1) -> int:
     "Rows drawn in an epoch by all processes, the balanced parts of the batches included."
     balanced = getattr(loader.batch_sampler, "balanced", 0)
@@ -343,7 +343,7 @@ def _rows_per_epoch(loader: DataLoader, world: int = 1) -> int:
     uniform = 0 if all_balanced else len(cast(Sized, loader.dataset))
     return len(loader) * balanced * world + uniform
 
-# %% ../../nbs/2_using/14_long_runs.ipynb #14c033
+# %% ../../nbs/2_using/14_long_runs.ipynb #14c035
 class Progress(TrainerCallback):
     """Progress on `stream` (stderr): a line after `first` seconds, then one every `every` seconds,
     and one at the end; with `every=0` one per epoch.

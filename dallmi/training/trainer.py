@@ -42,8 +42,8 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, default_comp
 
 from ..data.domain import Domain
 from ..errors import InputError, check_number, first_line, listing, unknown_name, user_path
-from ..losses.base import Loss
-from ..losses.mixup import MixUp, is_causal
+from ..losses.base import Loss, split_labels
+from ..losses.mixup import MixUp, Pairs, is_causal
 from ..losses.variation import VariationLoss
 from .callbacks import CarefulTrainer
 from .encoder import head_of, pad_batch
@@ -709,20 +709,46 @@ def _gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([part[:n] for part, n in parts]).to(rows.dtype)
 
 
-def _whole_batch(
-    loss: nn.Module, logits: Tensor, labels: Tensor, batch: dict[str, Any]
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    "What `loss` is computed on: the batch, or that of all processes where it must be whole."
+def _world() -> int:
+    "How many processes train together."
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    world = torch.distributed.get_world_size() if several else 1
-    if world == 1 or not getattr(loss, "whole_batch", False):
-        return logits, labels, batch
-    found = [torch.zeros(1, dtype=torch.long, device=logits.device) for _ in range(world)]
-    torch.distributed.all_gather(found, torch.full_like(found[0], len(logits)))
-    sizes = [int(n) for n in found]
+    return torch.distributed.get_world_size() if several else 1
+
+
+def _sizes(rows: Tensor) -> list[int]:
+    "How many rows each process has."
+    found = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(_world())]
+    torch.distributed.all_gather(found, torch.full_like(found[0], len(rows)))
+    return [int(n) for n in found]
+
+
+def _batch_parts(
+    loss: nn.Module, logits: Tensor, labels: Tensor, batch: dict[str, Any]
+) -> dict[str, Tensor]:
+    """The parts of `loss` such that their mean over the processes is that of the whole batch: from
+    the rows of all of them where the loss needs it, else the mean over the own, by their number."""
+    if _world() == 1:
+        return _loss_parts(loss, logits, labels, batch)
+    sizes = _sizes(logits)
+    if not getattr(loss, "whole_batch", False):
+        share = len(logits) * len(sizes) / sum(sizes)
+        parts = _loss_parts(loss, logits, labels, batch)
+        return {name: share * part for name, part in parts.items()}
     names = [n for n in ("uniform", *getattr(loss, "columns", ())) if n in batch]
-    whole = {name: _gather(batch[name], sizes) for name in names}
-    return _gather(logits, sizes), _gather(labels, sizes), batch | whole
+    whole = batch | {name: _gather(batch[name], sizes) for name in names}
+    return _loss_parts(loss, _gather(logits, sizes), _gather(labels, sizes), whole)
+
+
+def _spread(pairs: Pairs, labels: Tensor) -> Pairs:
+    """`pairs` weighted such that the mean over the processes is, of each label, the mean over those
+    that have a pair of it; `labels`: [B, L], those of the batch."""
+    if _world() == 1:
+        return pairs
+    positive, _, unknown = split_labels(labels)
+    have = (positive.any(0) & unknown.any(0)).float()
+    torch.distributed.all_reduce(have)
+    scale = _world() / have.clamp(min=1)
+    return pairs._replace(weight=pairs.weight * scale[pairs.label])
 
 
 def _forward_batch(
@@ -738,16 +764,16 @@ def _forward_batch(
     text = _model_inputs(model, batch)
     if mixup is None or mixup.weight == 0:
         logits = _logits(forward(**text), batch["labels"])
-        return _loss_parts(loss, *_whole_batch(loss, logits, batch["labels"], batch)), logits
+        return _batch_parts(loss, logits, batch["labels"], batch), logits
     others = sorted(set(text) - {*_TEXT, "position_ids"})
     if others:
         raise InputError(
             f"MixUp can mix input_ids, and not {listing(others)}, which the data_collator gives; "
             "leave these out, or train without MixUp."
         )
-    pairs = mixup.draw(batch["labels"])
+    pairs = _spread(mixup.draw(batch["labels"]), batch["labels"])
     logits, mixed = mixup.forward(forward, model, text, pairs)
-    parts = _loss_parts(loss, *_whole_batch(loss, logits, batch["labels"], batch))
+    parts = _batch_parts(loss, logits, batch["labels"], batch)
     return parts | {"mixup": mixup.loss(mixed, logits, pairs)}, logits
 
 
