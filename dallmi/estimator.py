@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DallmiClassifier']
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c003
+# %% ../nbs/2_using/30_estimator.ipynb #30c011
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
@@ -28,7 +28,7 @@ from .metrics import evaluate
 from .pipeline import Teacher
 from .recipes import Recipe
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c017
+# %% ../nbs/2_using/30_estimator.ipynb #30c037
 def _read_texts(X: Any) -> list[str]:
     "The texts of `X` [N] as a list. Raises `InputError` for what is no row of strings."
     if isinstance(X, (str, bytes)):
@@ -45,7 +45,7 @@ def _read_texts(X: Any) -> list[str]:
         raise InputError(f"X is not text: row {odd + 1} is {texts[odd]!r:.40}; give strings.")
     return texts
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c020
+# %% ../nbs/2_using/30_estimator.ipynb #30c040
 def _find_target(sample_domain: Any) -> np.ndarray:
     "Which texts belong to the target, bool [N]: those below 0, as in SKADA. Raises `InputError`."
     if sample_domain is None:
@@ -64,7 +64,7 @@ def _find_target(sample_domain: Any) -> np.ndarray:
         )
     return numbers < 0
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c023
+# %% ../nbs/2_using/30_estimator.ipynb #30c043
 def _listed_names(y: Any) -> list[Iterable[str]] | None:
     "The label names of each text, where `y` is a row of lists of names; else None."
     if not isinstance(y, (list, tuple, pd.Series, np.ndarray)) or getattr(y, "ndim", 1) != 1:
@@ -110,7 +110,7 @@ def _read_labels(y: Any) -> tuple[list[str] | None, np.ndarray]:
     matrix = _as_matrix(y)
     return list(map(str, y.columns)) if isinstance(y, pd.DataFrame) else None, matrix
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c027
+# %% ../nbs/2_using/30_estimator.ipynb #30c047
 _HINT = "leave the label out of y (in cross-validation, spread its texts over the folds)"
 
 
@@ -151,7 +151,7 @@ def _domains(X: Any, y: Any, sample_domain: Any) -> tuple[Domain, Domain]:
     _check_source(source)
     return source, target
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c030
+# %% ../nbs/2_using/30_estimator.ipynb #30c050
 def _in_order(y: Any, classes: Sequence[str]) -> np.ndarray:
     "The labels `y` in the order of `classes` [L], float64 [N, L]. Raises `InputError`."
     names, labels = _read_labels(y)
@@ -174,7 +174,7 @@ def _sure_labels(labels: np.ndarray) -> np.ndarray:
     unsure = ~(labels == 0).any(0)
     return np.where(unsure & np.isnan(labels), 0.0, labels)
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c031
+# %% ../nbs/2_using/30_estimator.ipynb #30c051
 _GIVEN = (  # what the estimator itself says to `adapt`, and what has no place in a fit
     *("source", "target", "test", "labelled", "seed", "compare_with"),
     *("output_dir", "overwrite", "dry_run"),

@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['RayExecutor']
 
-# %% ../nbs/3_judging/42_many_machines.ipynb #42c002
-"""The grid and the scoring on a Ray cluster"""
-
 # %% ../nbs/3_judging/42_many_machines.ipynb #42c003
 import os
 import platform
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -60,14 +58,26 @@ def _connect(address: str | None) -> bool:
     how: dict[str, Any] = {"runtime_env": {"env_vars": env}, "log_to_driver": False}
     if address is None:
         how |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
-    try:
-        ray.init(address, logging_level="ERROR", **how)
-    except Exception as e:  # no cluster, another version: Ray raises errors of many kinds
-        words = " ".join(str(e).split())
-        raise InputError(f"Ray cannot be used at '{address or 'local'}': {words[:300]}") from None
+    said: list[str] = []
+    started = threading.Thread(target=_init, args=(address or "local", how, said), daemon=True)
+    started.start()
+    started.join(_PATIENCE)
+    if started.is_alive():
+        said.append(f"no answer in {_PATIENCE} seconds; is it the port of a Ray head node?")
+    if said:
+        raise InputError(f"Ray cannot be used at '{address or 'local'}': {said[0]}") from None
     return True
 
 
+def _init(address: str, how: dict[str, Any], said: list[str]) -> None:
+    "In a thread, as it may never end: connect; what went wrong goes into `said`."
+    try:
+        _ray().init(address, logging_level="ERROR", **how)
+    except BaseException as e:  # no cluster, another version: Ray raises errors of many kinds
+        said.append(" ".join(str(e).split())[:300] or type(e).__name__)
+
+
+_PATIENCE = 60  # seconds until a cluster counts as one that does not answer
 _PASSED_ON = ("DALLMI_CACHE", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
 
 # %% ../nbs/3_judging/42_many_machines.ipynb #42c012
@@ -103,16 +113,22 @@ def _check_nodes(paths: Iterable[Path]) -> None:
     remote = ray.remote(num_cpus=0, max_retries=1)(_about_node)
     place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     with _probes(list(paths)) as probes:
-        for node in [node for node in ray.nodes() if node["Alive"]]:
-            where = remote.options(scheduling_strategy=place(node["NodeID"], soft=False))
+        asked = {
+            node["NodeManagerAddress"]: remote.options(
+                scheduling_strategy=place(node["NodeID"], soft=False)
+            ).remote(probes)
+            for node in ray.nodes()
+            if node["Alive"]
+        }
+        for name, answer in asked.items():
             try:
-                about = ray.get(where.remote(probes), timeout=60)
+                about = ray.get(answer, timeout=_PATIENCE)
             except Exception as e:
+                why = first_line(e) if str(e) else f"nothing in {_PATIENCE} seconds"
                 raise InputError(
-                    f"The node {node['NodeManagerAddress']} does not answer ({first_line(e)}); is "
-                    "dallmi installed there?"
+                    f"The node {name} does not answer ({why}); is dallmi installed there?"
                 ) from None
-            _check_node(node["NodeManagerAddress"], here, about)
+            _check_node(name, here, about)
 
 
 def _check_node(name: str, here: dict[str, str], about: dict[str, Any]) -> None:
@@ -132,8 +148,10 @@ def _check_node(name: str, here: dict[str, str], about: dict[str, Any]) -> None:
         )
 
 # %% ../nbs/3_judging/42_many_machines.ipynb #42c015
-def _called(function: Callable[..., Any], *args: Any) -> Any:
-    "On a node: make the call."
+def _called(folder: str, function: Callable[..., Any], *args: Any) -> Any:
+    "On a node: make the call in the driver's working folder, by which relative paths are meant."
+    with suppress(OSError):
+        os.chdir(folder)
     return function(*args)
 
 
@@ -148,56 +166,74 @@ def _give_on(inner: Future, outer: Future) -> None:
         outer.set_exception(getattr(error, "cause", None) or error)
 
 
+def _room(cpus: float, gpus: float, nodes: Iterable[dict[str, float]]) -> int:
+    "How many calls the `nodes` make at a time, by their resources. Raises `InputError` where none."
+    asked = {what: n for what, n in (("CPU", cpus), ("GPU", gpus)) if n}
+    if not asked:
+        raise InputError("A call needs processors or GPUs; give cpus or gpus more than 0.")
+    at_a_time = 0
+    for node in nodes:
+        # two calls of 0.4 fit on a GPU, and no third one across two of them
+        fits = [
+            int(node.get(w, 0)) * int(1 / n) if n < 1 else node.get(w, 0) // n
+            for w, n in asked.items()
+        ]
+        at_a_time += int(min(fits))
+    if not at_a_time:
+        needs = " and ".join(f"{n:g} {what}(s)" for what, n in asked.items())
+        raise InputError(f"A call needs {needs}, and no node of the cluster has them.")
+    return at_a_time
+
+
 class RayExecutor:
     """An executor whose calls are made on a Ray cluster, for `benchmark` and `predict_file`.
 
     `address`: 'host:port' of the head node, 'auto' for the cluster that this machine belongs to,
-    None to start Ray on this machine. `cpus`, `gpus`: of each call, also fractions. `retries`: how
-    often a call is made again whose worker or node died. `visible`: files and folders that every
-    node must see. Raises `InputError` where Ray is not installed, nobody answers, or a node has
-    other versions or does not see them."""
+    None to start Ray on this machine; a process that is connected stays so. `cpus`, `gpus`: of each
+    call, also fractions; a GPU by default where the cluster has any. `retries`: how often a call is
+    made again whose worker or node died (Ray counts a worker without memory apart). `visible`:
+    files and folders that every node must see; nodes that join later are not asked. Raises
+    `InputError` where Ray is not installed, nobody answers, or a node has other versions or does
+    not see them."""
 
     def __init__(
         self,
         address: str | None = None,
         *,
         cpus: float = 1.0,
-        gpus: float = 0.0,
+        gpus: float | None = None,
         retries: int = 2,
         visible: Iterable[Path | str] = (),
     ) -> None:
         check_number("cpus", cpus, 0)
-        check_number("gpus", gpus, 0)
+        check_number("gpus", gpus or 0, 0)
         check_number("retries", retries, 0, whole=True)
         paths = [user_path(path, "what every node must see").absolute() for path in visible]
-        self._own = _connect(address)
+        self._own, self._folder = _connect(address), os.getcwd()
         try:
             _check_nodes(paths)
-            self.jobs = self._room(cpus, gpus)
+            if gpus is None:
+                gpus = float(_ray().cluster_resources().get("GPU", 0) >= 1)
+            self.jobs = _room(cpus, gpus, [n["Resources"] for n in _ray().nodes() if n["Alive"]])
         except BaseException:
             self.shutdown()
             raise
         self._call = _ray().remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_called)
 
-    def _room(self, cpus: float, gpus: float) -> int:
-        "How many calls the cluster makes at a time. Raises `InputError` where it is none."
-        there = _ray().cluster_resources()
-        asked = {"CPU": cpus, "GPU": gpus}
-        for what, n in asked.items():
-            if n > there.get(what, 0):
-                raise InputError(
-                    f"A call needs {n:g} {what}(s), and the cluster has {there.get(what, 0):g}."
-                )
-        return max(1, min(int(there[what] / n) for what, n in asked.items() if n))
-
     def submit(self, function: Callable[..., Any], /, *args: Any) -> Future:
         "The future of `function(*args)`, called somewhere on the cluster."
         outer: Future = Future()
-        inner = self._call.remote(function, *args).future()
-        inner.add_done_callback(lambda done: _give_on(done, outer))
+        task = self._call.remote(self._folder, function, *args)
+        task.future().add_done_callback(lambda done: _give_on(done, outer))
+        outer.add_done_callback(lambda done: done.cancelled() and self._cancel(task))
         return outer
 
+    def _cancel(self, task: Any) -> None:
+        "End a task that nobody waits for any more."
+        with suppress(Exception):
+            _ray().cancel(task, force=True)
+
     def shutdown(self) -> None:
-        "End what is still going on, and leave the cluster; Ray ends where it was started here."
+        "Leave the cluster, and end what is still going on there; a connection of yours stays."
         if self._own:
             _ray().shutdown()

@@ -521,7 +521,8 @@ def _kept_classifier(checkpoint: str, long_texts: str, print_: str) -> Classifie
     classifier.long_texts = long_texts
     if _fingerprint(classifier) != print_:
         raise InputError(
-            f"A worker finds another model in '{checkpoint}'; put it where all of them see the same."
+            f"A worker finds another model in '{checkpoint}'; put it where all of them see the "
+            "same."
         )
     return classifier
 

@@ -6,7 +6,6 @@
 __all__ = ['BASELINES', 'Trial', 'Grid', 'run_trial', 'Processes', 'benchmark']
 
 # %% ../../nbs/3_judging/36_benchmark.ipynb #36c003
-import glob
 import inspect
 import json
 import os
@@ -748,9 +747,9 @@ def benchmark(
 
     With an `executor` it runs them instead, and shuts itself down when you tell it to; its workers
     must find data, model and cache under the same paths. Returns the failed trials. Interrupted or
-    killed, it loses the trials in hand; called again, it goes on. Raises `InputError` before anything is run for a pair, method or setting that
-    cannot be used, and for a folder that another benchmark writes to, that holds results of
-    another configuration, or that cannot be written."""
+    killed, it loses the trials in hand; called again, it goes on. Raises `InputError` before
+    anything is run for a pair, method or setting that cannot be used, and for a folder that another
+    benchmark writes to, that holds results of another configuration, or that cannot be written."""
     check_number("jobs", jobs, 1, whole=True)
     _check_executor(executor)
     out = user_path(out, "the results")

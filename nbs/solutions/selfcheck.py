@@ -72,9 +72,12 @@ def best_answer(p: float, n: int, prior: float) -> float:
 
 
 @_solution
-def mixup_target(g: torch.Tensor, phi_u: torch.Tensor) -> torch.Tensor:
-    "06: what is asked of the mixture."
-    return g + (1 - g) * phi_u.detach()
+def mixup_term(mixed: torch.Tensor, logits: torch.Tensor, pairs: Any) -> torch.Tensor:
+    "06: the weighted squares of what the mixtures lack, at the labels of their pairs."
+    probs = mixed[torch.arange(len(mixed)), pairs.label].sigmoid()
+    unlabelled = logits.detach()[pairs.unlabelled, pairs.label].sigmoid()
+    target = pairs.g + (1 - pairs.g) * unlabelled
+    return (pairs.weight * (target - probs).square()).sum()
 
 
 @_solution
