@@ -59,18 +59,21 @@ def _connect(address: str | None) -> bool:
     if address is None:
         how |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
     said: list[str] = []
-    started = threading.Thread(target=_init, args=(address or "local", how, said), daemon=True)
-    started.start()
-    started.join(_PATIENCE)
-    if started.is_alive():
-        said.append(f"no answer in {_PATIENCE} seconds; is it the port of a Ray head node?")
+    if address is None:  # not in a thread: what Ray starts would end with it
+        _init("local", how, said)
+    else:
+        begun = threading.Thread(target=_init, args=(address, how, said), daemon=True)
+        begun.start()
+        begun.join(_PATIENCE)
+        if begun.is_alive():
+            said.append(f"no answer in {_PATIENCE} seconds; is it the port of a Ray head node?")
     if said:
         raise InputError(f"Ray cannot be used at '{address or 'local'}': {said[0]}") from None
     return True
 
 
 def _init(address: str, how: dict[str, Any], said: list[str]) -> None:
-    "In a thread, as it may never end: connect; what went wrong goes into `said`."
+    "Connect, which may never end; what went wrong goes into `said`."
     try:
         _ray().init(address, logging_level="ERROR", **how)
     except BaseException as e:  # no cluster, another version: Ray raises errors of many kinds
@@ -166,6 +169,13 @@ def _give_on(inner: Future, outer: Future) -> None:
         outer.set_exception(getattr(error, "cause", None) or error)
 
 
+def _give_up(outer: Future, task: Any) -> None:
+    "End a `task` of which nobody waits for the result any more."
+    if outer.cancelled():
+        with suppress(Exception):
+            _ray().cancel(task, force=True)
+
+
 def _room(cpus: float, gpus: float, nodes: Iterable[dict[str, float]]) -> int:
     "How many calls the `nodes` make at a time, by their resources. Raises `InputError` where none."
     asked = {what: n for what, n in (("CPU", cpus), ("GPU", gpus)) if n}
@@ -225,13 +235,8 @@ class RayExecutor:
         outer: Future = Future()
         task = self._call.remote(self._folder, function, *args)
         task.future().add_done_callback(lambda done: _give_on(done, outer))
-        outer.add_done_callback(lambda done: done.cancelled() and self._cancel(task))
+        outer.add_done_callback(lambda done: _give_up(done, task))
         return outer
-
-    def _cancel(self, task: Any) -> None:
-        "End a task that nobody waits for any more."
-        with suppress(Exception):
-            _ray().cancel(task, force=True)
 
     def shutdown(self) -> None:
         "Leave the cluster, and end what is still going on there; a connection of yours stays."

@@ -106,7 +106,7 @@ def unlabelled_posterior(probs: np.ndarray, prior: np.ndarray, observed: np.ndar
     frequency = np.clip(count / (len(observed) * np.asarray(prior)), 0, 1 - 1e-6)
     return (1 - frequency) * probs / (1 - frequency * probs)
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c038
+# %% ../../nbs/1_method/07_anchored.ipynb #07c037
 def positive_weights(prior: np.ndarray, observed: np.ndarray, most: float = 20.0) -> np.ndarray:
     """Weight [L] of an observed positive: expected over observed positives, between 1 and `most`.
 
@@ -115,7 +115,7 @@ def positive_weights(prior: np.ndarray, observed: np.ndarray, most: float = 20.0
     count = np.maximum((observed == 1).sum(0), 1)
     return np.clip(np.asarray(prior) * len(observed) / count, 1, most)
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c041
+# %% ../../nbs/1_method/07_anchored.ipynb #07c040
 @dataclass(frozen=True)
 class Anchors:
     """What a teacher's probabilities say of N texts and L labels, once the observed positives have
@@ -143,7 +143,7 @@ def make_anchors(
     anchor = unlabelled_posterior(correct_prior(probs, prior), prior, labels)
     return Anchors(anchor, positive_weights(prior, labels, max_pos_weight), prior)
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c042
+# %% ../../nbs/1_method/07_anchored.ipynb #07c041
 class AnchoredLoss(Loss):
     """The anchored loss (`anchored_loss`), with anchors and weights from a teacher's probabilities.
 

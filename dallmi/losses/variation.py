@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..errors import InputError
 from .base import Loss, check_shapes, full_precision, mean_where, split_labels
 
-# %% ../../nbs/1_method/05_variation.ipynb #05c019
+# %% ../../nbs/1_method/05_variation.ipynb #05c018
 def _log_mean_sigmoid(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Log of the column means [L] of sigmoid(logits) over `mask` [B, L], finite however small.
 
@@ -35,7 +35,7 @@ def log_variation(
     includes positives."""
     return _log_mean_sigmoid(logits, drawn) - mean_where(F.logsigmoid(logits), positive)
 
-# %% ../../nbs/1_method/05_variation.ipynb #05c026
+# %% ../../nbs/1_method/05_variation.ipynb #05c025
 def norm_variation(
     logits: torch.Tensor, positive: torch.Tensor, unlabelled: torch.Tensor
 ) -> torch.Tensor:
