@@ -1,5 +1,6 @@
-"""Previous, next and solutions at both ends of every chapter, in reading order, and the overview's
-table of chapters.
+"""Previous, next and solutions at both ends of every chapter, in reading order, links that open it
+without an installation, a first cell that installs what is missing there, and the overview's table
+of chapters.
 
     python .ci/navigation.py            writes what is missing or out of date
     python .ci/navigation.py --check    fails where something would be written
@@ -14,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 NOTEBOOKS = Path(__file__).parent.parent / "nbs"
-LINE = re.compile(r"^(Previous|Next): \[\d\d_.*\)$")
+LINE = re.compile(r"^((Previous|Next): \[\d\d_.*\)|Open it in \[Colab\].*)$")
+REPOSITORY = "dallmi/dallmi"
+INSTALL = """\
+import importlib.util
+
+if importlib.util.find_spec("dallmi") is None:  # Colab: a copy of the course, and what it needs
+    !git clone -q https://github.com/{repository} && pip install -q "./dallmi[course]"
+    %cd dallmi/{folder}"""
 TABLE = re.compile(r"(?<=<!-- chapters -->\n).*(?=<!-- /chapters -->)", re.S)
 PARTS = {"1_method": "The method", "2_using": "Using it", "3_judging": "Judging it"}
 
@@ -43,6 +51,22 @@ def line_of(place: int, order: list[Path]) -> str:
     return " · ".join(parts)
 
 
+def open_line(page: Path) -> str:
+    "The links that open a chapter on a machine of somebody else's."
+    path = page.relative_to(NOTEBOOKS.parent).as_posix()
+    colab = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/{path}"
+    binder = f"https://mybinder.org/v2/gh/{REPOSITORY}/main?labpath={path}"
+    return f"Open it in [Colab]({colab}) or on [Binder]({binder})"
+
+
+def install_cell(page: Path) -> dict[str, Any]:
+    "A cell that does nothing where the package is installed."
+    folder = page.parent.relative_to(NOTEBOOKS.parent).as_posix()
+    source = INSTALL.format(repository=REPOSITORY, folder=folder).splitlines(keepends=True)
+    made = {"cell_type": "code", "execution_count": None, "id": "install", "metadata": {}}
+    return made | {"outputs": [], "source": source}
+
+
 def without(text: str) -> str:
     "`text` without lines of navigation, and without the blank lines before them."
     kept: list[str] = []
@@ -65,11 +89,14 @@ def with_line(text: str, line: str) -> str:
     return "\n\n".join(part for part in (head, line, "\n".join(rows[at:])) if part)
 
 
-def navigated(notebook: dict[str, Any], line: str) -> dict[str, Any]:
-    "`notebook` with `line` in its first cell, and as its last."
-    cells = notebook["cells"]
-    first = with_line(without("".join(cells[0]["source"])), line)
+def navigated(notebook: dict[str, Any], line: str, page: Path) -> dict[str, Any]:
+    "`notebook` with `line` in its first cell, and as its last; `page`: where it lies."
+    cells = [cell for cell in notebook["cells"] if cell.get("id") != "install"]
+    top = "\n\n".join([open_line(page), line])
+    first = with_line(without("".join(cells[0]["source"])), top)
     cells[0]["source"] = first.splitlines(keepends=True)
+    if any(cell["cell_type"] == "code" for cell in cells):
+        cells.insert(1, install_cell(page))
     while cells[-1]["cell_type"] == "markdown" and not without("".join(cells[-1]["source"])):
         cells.pop()
     if cells[-1]["cell_type"] == "markdown":
@@ -123,7 +150,7 @@ def main(arguments: list[str]) -> int:
             print(f"{page.relative_to(NOTEBOOKS)}: its first cell has no title")
             stale += 1
             continue
-        notebook = navigated(notebook, line_of(place, order))
+        notebook = navigated(notebook, line_of(place, order), page)
         if place == 0:
             put_table(notebook, table_of(order, page))
         after = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"

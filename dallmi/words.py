@@ -21,7 +21,26 @@ from sklearn.linear_model import LogisticRegression
 from .errors import InputError, check_number, first_line
 from .losses.anchored import _log_odds, prior_shift
 
-# %% ../nbs/1_method/09_words.ipynb #09c009
+# %% ../nbs/1_method/09_words.ipynb #09c013
+def _fit_rows(
+    labels: np.ndarray, anchor: np.ndarray | None, pos_weight: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, classes and weights [M] for the fit of one label, from its `labels` [N] in the target.
+
+    An observed positive counts `pos_weight` times, a trusted negative once. An unlabelled text
+    enters as a positive with the weight of its `anchor` [N] and as a negative with the rest;
+    without anchors not at all."""
+    known = np.flatnonzero(~np.isnan(labels))
+    weights = np.where(labels[known] == 1, pos_weight, 1.0)
+    if anchor is None:
+        return known, labels[known], weights
+    unknown = np.flatnonzero(np.isnan(labels))
+    share = anchor[unknown]
+    rows = np.concatenate([known, unknown, unknown])
+    classes = np.concatenate([labels[known], np.ones_like(share), np.zeros_like(share)])
+    return rows, classes, np.concatenate([weights, share, 1 - share])
+
+# %% ../nbs/1_method/09_words.ipynb #09c043
 _KINDS: dict[str, dict[str, Any]] = {
     "words": {"analyzer": "word", "ngram_range": (1, 2)},
     "characters": {"analyzer": "char_wb", "ngram_range": (2, 4)},
@@ -52,26 +71,7 @@ def _fit_vectorizer(texts: Sequence[str]) -> tuple[str, TfidfVectorizer]:
         "from; give more texts, or switch it off with words_weight=0."
     )
 
-# %% ../nbs/1_method/09_words.ipynb #09c017
-def _fit_rows(
-    labels: np.ndarray, anchor: np.ndarray | None, pos_weight: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, classes and weights [M] for the fit of one label, from its `labels` [N] in the target.
-
-    An observed positive counts `pos_weight` times, a trusted negative once. An unlabelled text
-    enters as a positive with the weight of its `anchor` [N] and as a negative with the rest;
-    without anchors not at all."""
-    known = np.flatnonzero(~np.isnan(labels))
-    weights = np.where(labels[known] == 1, pos_weight, 1.0)
-    if anchor is None:
-        return known, labels[known], weights
-    unknown = np.flatnonzero(np.isnan(labels))
-    share = anchor[unknown]
-    rows = np.concatenate([known, unknown, unknown])
-    classes = np.concatenate([labels[known], np.ones_like(share), np.zeros_like(share)])
-    return rows, classes, np.concatenate([weights, share, 1 - share])
-
-# %% ../nbs/1_method/09_words.ipynb #09c020
+# %% ../nbs/1_method/09_words.ipynb #09c050
 def _check_both_classes(labels: np.ndarray) -> None:
     "Raise `InputError` that names the columns of `labels` [N, L] that lack a known class."
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
@@ -84,30 +84,7 @@ def _check_both_classes(labels: np.ndarray) -> None:
         f"lack one: {columns}. Add source texts with both, or leave the labels out."
     )
 
-# %% ../nbs/1_method/09_words.ipynb #09c023
-@dataclass(frozen=True)
-class WordModel:
-    """TF-IDF and one logistic regression per label.
-
-    `kind`: what the V features are, 'words' or 'characters'. `coefficients`: float32 [V, L];
-    `intercepts`: float32 [L]."""
-
-    kind: str
-    vectorizer: TfidfVectorizer
-    coefficients: np.ndarray
-    intercepts: np.ndarray
-
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
-        "Log odds [N, L] of N texts."
-        if not len(texts):
-            return np.zeros((0, len(self.intercepts)))
-        return self.vectorizer.transform(texts) @ self.coefficients + self.intercepts
-
-    def probs(self, texts: Sequence[str]) -> np.ndarray:
-        "Probabilities [N, L] of N texts."
-        return expit(self.logits(texts))
-
-# %% ../nbs/1_method/09_words.ipynb #09c025
+# %% ../nbs/1_method/09_words.ipynb #09c053
 def _check_tables(
     texts: tuple[Sequence[str], Sequence[str]],
     labels: tuple[np.ndarray, np.ndarray],
@@ -136,7 +113,30 @@ def _check_tables(
         known += [np.where(np.isnan(observed), value, np.nan) for value in (0.0, 1.0)]
     _check_both_classes(np.concatenate(known))
 
-# %% ../nbs/1_method/09_words.ipynb #09c026
+# %% ../nbs/1_method/09_words.ipynb #09c055
+@dataclass(frozen=True)
+class WordModel:
+    """TF-IDF and one logistic regression per label.
+
+    `kind`: what the V features are, 'words' or 'characters'. `coefficients`: float32 [V, L];
+    `intercepts`: float32 [L]."""
+
+    kind: str
+    vectorizer: TfidfVectorizer
+    coefficients: np.ndarray
+    intercepts: np.ndarray
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        "Log odds [N, L] of N texts."
+        if not len(texts):
+            return np.zeros((0, len(self.intercepts)))
+        return self.vectorizer.transform(texts) @ self.coefficients + self.intercepts
+
+    def probs(self, texts: Sequence[str]) -> np.ndarray:
+        "Probabilities [N, L] of N texts."
+        return expit(self.logits(texts))
+
+# %% ../nbs/1_method/09_words.ipynb #09c056
 def fit_words(
     source_texts: Sequence[str],
     source_labels: np.ndarray,
@@ -175,7 +175,7 @@ def fit_words(
     intercepts = np.concatenate([model.intercept_ for model in fits]).astype(np.float32)
     return WordModel(kind, vectorizer, coefficients, intercepts)
 
-# %% ../nbs/1_method/09_words.ipynb #09c060
+# %% ../nbs/1_method/09_words.ipynb #09c067
 @dataclass(frozen=True)
 class Words:
     """The word view as a part of a recipe.
@@ -190,7 +190,7 @@ class Words:
         check_number("words_weight", self.weight, 0, 100)
         check_number("words_C", self.C, 1e-6, 1e6)
 
-# %% ../nbs/1_method/09_words.ipynb #09c066
+# %% ../nbs/1_method/09_words.ipynb #09c073
 WORD_FILES = ("words.json", "words.safetensors")
 
 

@@ -88,7 +88,7 @@ def as_myst(app: Any, docname: str, source: list[str]) -> None:
     for cell in notebook["cells"]:
         text, code = "".join(cell["source"]), cell["cell_type"] == "code"
         marks = set(re.findall(r"^#\|\s*([\w-]+)", text, re.M)) if code else set()
-        if marks & {"hide", "default_exp"}:
+        if marks & {"hide", "default_exp"} or cell.get("id") == "install":
             continue
         cell["source"] = re.sub(r"^#\|.*\n?", "", text, flags=re.M) if code else outward(text)
         if code and is_aside(cell):
