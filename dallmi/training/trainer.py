@@ -748,7 +748,8 @@ def _spread(pairs: Pairs, labels: Tensor) -> Pairs:
     have = (positive.any(0) & unknown.any(0)).float()
     torch.distributed.all_reduce(have)
     scale = _world() / have.clamp(min=1)
-    return pairs._replace(weight=pairs.weight * scale[pairs.label])
+    weight = pairs.weight * scale[pairs.label]
+    return Pairs(pairs.positive, pairs.unlabelled, pairs.label, pairs.g, weight)
 
 
 def _forward_batch(
