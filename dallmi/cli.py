@@ -718,8 +718,9 @@ def _run_benchmark(args: argparse.Namespace) -> None:
     if settings.model and os.path.exists(settings.model):
         needed.append(str(settings.model))
     if args.executor == "ray":
-        check_cache().mkdir(parents=True, exist_ok=True)
-        needed.append(str(check_cache()))
+        cache = check_cache()
+        cache.mkdir(parents=True, exist_ok=True)
+        needed.append(str(cache))
     with _executor(args, needed) as executor:
         failed = benchmark(grid, args.out, args.jobs, executor=executor)
     if failed:

@@ -68,7 +68,7 @@ def _connect(address: str | None) -> bool:
         if begun.is_alive():
             said.append(f"no answer in {_PATIENCE} seconds; is it the port of a Ray head node?")
     if said:
-        raise InputError(f"Ray cannot be used at '{address or 'local'}': {said[0]}") from None
+        raise InputError(f"Ray cannot be used at '{address or 'local'}': {said[0]}")
     return True
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -579,10 +579,11 @@ def _which(path: Path) -> str:
     return path.name[: -len("0123456789.json")]
 
 
-def _failures(out: Path) -> dict[str, list[Path]]:
-    "Results in `out` that are errors, by the trial that their names tell."
+def _failures(out: Path, finished: Collection[Path]) -> dict[str, list[Path]]:
+    """Results in `out` that are errors, by the trial that their names tell; `finished`: paths of
+    those that were read already and are none."""
     found: dict[str, list[Path]] = {}
-    for path in out.glob("*_" + "[0-9a-f]" * 10 + ".json"):
+    for path in set(out.glob("*_" + "[0-9a-f]" * 10 + ".json")) - set(finished):
         with suppress(InputError):
             if "error" in read_trial(path):
                 found.setdefault(_which(path), []).append(path)
@@ -637,7 +638,7 @@ class _Run:
             for t, found in finished.items()
             if found
         }
-        self.failures = _failures(out)
+        self.failures = _failures(out, [self.paths[trial] for trial in self.took])
         todo = [trial for trial in self.paths if trial not in self.took]
         first = {(t.pair, t.seed): t for t in reversed(todo) if t.method not in _WORDS}
         trains_source = set(first.values())
