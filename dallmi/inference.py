@@ -6,12 +6,14 @@
 __all__ = ['RandomWindows', 'Classifier', 'save_checkpoint', 'checkpoint_folder']
 
 # %% ../nbs/2_using/21_inference.ipynb #21c002
+import copy
 import json
 import numbers
+import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BatchEncoding,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -211,7 +214,8 @@ class Classifier:
     `max_length`: tokens of a text that are read at once. `bf16`: autocast to bfloat16 when scoring;
     default where it pays. `words`: the word view and how both are put together, or None for the
     encoder alone. `long_texts`: of a longer text, 'first' reads the beginning, 'windows' all of it
-    in overlapping windows, whose probabilities are averaged."""
+    in overlapping windows, whose probabilities are averaged. `network`: logits [B, L] of a batch by
+    something else than `model`; see `compiled`."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -219,6 +223,9 @@ class Classifier:
     bf16: bool | None = None
     words: TwoViews | None = None
     long_texts: str = "first"
+    network: Callable[[Mapping[str, torch.Tensor]], torch.Tensor] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def label_names(self) -> list[str]:
@@ -293,11 +300,23 @@ class Classifier:
         with _evaluating(self.model, self.bf16):
             for rows in _length_batches([len(ids) for ids in windows]):
                 batch = pad_batch(self.tokenizer, [windows[i] for i in rows])
-                logits = self.model(**batch.to(self.model.device)).logits
-                probs[rows] = logits.float().sigmoid().cpu().numpy()
+                probs[rows] = self._logits(batch).float().sigmoid().cpu().numpy()
         if not np.isfinite(probs).all():
             raise InputError("The model gives no numbers (NaN): its weights are damaged.")
         return probs
+
+    def _logits(self, batch: BatchEncoding) -> torch.Tensor:
+        "Logits [B, L] of a padded batch."
+        if self.network is not None:
+            return self.network(batch)
+        return self.model(**batch.to(self.model.device)).logits
+
+    def compiled(self) -> "Classifier":
+        """The same classifier, whose encoder OpenVINO has compiled for this processor, with the
+        weights as they are now; the word view is shared. Raises `InputError` without the extra
+        `openvino`, on an accelerator, and for a model that OpenVINO cannot compute."""
+        half = bf16_pays(self.model.device) if self.bf16 is None else self.bf16
+        return replace(self, network=_compiled(self.model, self.tokenizer, half))
 
     def decide(self, probs: np.ndarray) -> list[list[str]]:
         "For each row of `probs` [N, L], the names of the labels over their thresholds."
@@ -341,6 +360,71 @@ class Classifier:
         if words and getattr(model.config, "word_view", False):
             found.words = _load_words(name, found.label_names)
         return found
+
+# %% ../nbs/2_using/21_inference.ipynb #21ov01
+_OFF = 1e-3  # how far a compiled model's probabilities may lie from PyTorch's, in float32
+_INPUTS = ("input_ids", "attention_mask")
+
+
+class _Logits(torch.nn.Module):
+    "What of a classifier is compiled: tokens and their mask in, logits out."
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        "Logits [B, L]."
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def _by_openvino(model: PreTrainedModel, example: Mapping[str, torch.Tensor]) -> Any:
+    "A function that compiles `model`, as watched on `example`, to a precision: 'f32' or 'bf16'."
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of each Python condition
+        inputs = {name: example[name] for name in _INPUTS}
+        own = copy.deepcopy(model)  # OpenVINO would go on reading the weights where they lie
+        watched = TorchScriptPythonDecoder(_Logits(own), example_input=inputs)
+        reader = FrontEndManager().load_by_framework("pytorch")
+        network = reader.convert(reader.load(watched))
+    core, threads = openvino.Core(), {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+
+    def compile_to(precision: str) -> Any:
+        return core.compile_model(network, "CPU", threads | {"INFERENCE_PRECISION_HINT": precision})
+
+    return compile_to
+
+
+def _compiled(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bf16: bool
+) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+    "What gives a batch's logits [B, L] as `model` does now, but faster. Raises `InputError`."
+    if model.device.type != "cpu":
+        raise InputError(
+            f"OpenVINO computes on the processor, and the model lies on '{model.device.type}', "
+            "which is faster; leave it out."
+        )
+    said = [tokenizer(text)["input_ids"] for text in ("A text.", "Another one, a little longer.")]
+    with _evaluating(model, bf16=False):
+        try:
+            compile_to = _by_openvino(model, pad_batch(tokenizer, said))
+            exact, network = compile_to("f32"), compile_to("bf16" if bf16 else "f32")
+        except ImportError:
+            raise InputError('OpenVINO is not installed: pip install "dallmi[openvino]".') from None
+        except Exception as e:  # of the tracer, of the compiler
+            raise InputError(f"OpenVINO cannot compile this model ({first_line(e)}).") from None
+        other = pad_batch(tokenizer, [said[0], said[1], said[1] * 3], 32)
+        theirs = torch.from_numpy(exact({n: other[n].numpy() for n in _INPUTS})[0])
+        off = (theirs.sigmoid() - model(**other).logits.sigmoid()).abs().max().item()
+    if not off <= _OFF:  # NaN is not
+        raise InputError(
+            f"OpenVINO errs with this model: a probability is off by {off:.2g}; leave it out."
+        )
+    return lambda batch: torch.from_numpy(network({n: batch[n].numpy() for n in _INPUTS})[0])
 
 # %% ../nbs/2_using/21_inference.ipynb #21c051
 def save_checkpoint(classifier: Classifier, folder: Path, card: str) -> None:

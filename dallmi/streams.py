@@ -515,10 +515,9 @@ class _Here:
 
 
 @lru_cache(1)
-def _kept_classifier(checkpoint: str, long_texts: str, print_: str) -> Classifier:
+def _kept_classifier(checkpoint: str, long_texts: str, engine: str, print_: str) -> Classifier:
     "The classifier of a checkpoint, loaded once in a process. Raises `InputError` for another."
-    classifier = Classifier.load(checkpoint)
-    classifier.long_texts = long_texts
+    classifier = _load(checkpoint, long_texts, engine)
     if _fingerprint(classifier) != print_:
         raise InputError(
             f"A worker finds another model in '{checkpoint}'; put it where all of them see the "
@@ -527,11 +526,9 @@ def _kept_classifier(checkpoint: str, long_texts: str, print_: str) -> Classifie
     return classifier
 
 
-def _scored_there(
-    checkpoint: str, long_texts: str, print_: str, chunk: _Chunk, name: str | None
-) -> pa.Table:
-    "In another process: the scores of a chunk."
-    return _table_of(_kept_classifier(checkpoint, long_texts, print_), chunk, name)
+def _scored_there(how: tuple[str, str, str, str], chunk: _Chunk, name: str | None) -> pa.Table:
+    "In another process: the scores of a chunk, by what `_kept_classifier` makes of `how`."
+    return _table_of(_kept_classifier(*how), chunk, name)
 
 
 class _Elsewhere:
@@ -541,11 +538,12 @@ class _Elsewhere:
         self.executor, self.ahead = executor, 2 * getattr(executor, "jobs", 1)
         folder = user_path(checkpoint, "a model")
         place = str(folder.absolute()) if folder.is_dir() else str(checkpoint)  # on the hub
-        self.how = (place, classifier.long_texts, _fingerprint(classifier))
+        engine = "openvino" if classifier.network else "torch"
+        self.how = (place, classifier.long_texts, engine, _fingerprint(classifier))
 
     def begin(self, chunk: _Chunk, name: str | None) -> Callable[[], pa.Table]:
         "Have a chunk scored; what waits for its scores."
-        future = self.executor.submit(_scored_there, *self.how, chunk, name)
+        future = self.executor.submit(_scored_there, self.how, chunk, name)
 
         def wait() -> pa.Table:
             try:
@@ -619,7 +617,8 @@ def _fingerprint(classifier: Classifier) -> str:
         for found in (words.model.coefficients, words.scale, words.shift):
             h.update(np.ascontiguousarray(found).tobytes())
     about = (classifier.window_length, classifier.long_texts, classifier.bf16)
-    h.update(repr([about, classifier.thresholds.tolist()]).encode())
+    engine = "openvino" if classifier.network else "torch"
+    h.update(repr([about, engine, classifier.thresholds.tolist()]).encode())
     return h.hexdigest()[:24]
 
 # %% ../nbs/2_using/22_streams.ipynb #22c046
@@ -753,16 +752,20 @@ def _check_choice(name: str, value: str | None, known: Sequence[str]) -> None:
         raise InputError(f"{name}={value!r:.40} is unknown: use {', '.join(known)}.")
 
 
-def _load(checkpoint: Path | str, long_texts: str | None, several: bool) -> Classifier:
-    "The classifier of a checkpoint. Raises `InputError` where it cannot score these files."
+def _load(checkpoint: Path | str, long_texts: str | None, engine: str) -> Classifier:
+    "The classifier of a checkpoint. Raises `InputError` where it cannot be loaded so."
     classifier = Classifier.load(checkpoint)
     classifier.long_texts = long_texts or classifier.long_texts
+    return classifier.compiled() if engine == "openvino" else classifier
+
+
+def _check_column(classifier: Classifier, checkpoint: Path | str, several: bool) -> None:
+    "Raise `InputError` where a label takes the column that tells several files apart."
     if several and "file" in classifier.label_names:
         raise InputError(
             f"The model '{checkpoint}' has a label 'file', which is the column that tells several "
             "files apart; score them one by one."
         )
-    return classifier
 
 
 def _scorer(
@@ -794,6 +797,7 @@ def predict_file(
     long_texts: str | None = None,
     kind: str = "csv",
     executor: Executor | None = None,
+    engine: str = "torch",
 ) -> str:
     """Score the texts of a file with a saved classifier, chunk by chunk, by both views where it has
     two; returns a sentence.
@@ -806,17 +810,20 @@ def predict_file(
     interrupted goes on from `out.partial` when called again. `long_texts`: see `Classifier`;
     default the checkpoint's. `kind`: the format of what has no name. `executor`: has the chunks
     scored instead of this process; its workers must find the checkpoint under the same path.
+    `engine`: 'openvino' has the encoder compiled first (see `Classifier.compiled`).
     Raises `InputError`, also if `out` exists."""
     _check_executor(executor)
     _check_choice("long_texts", long_texts, ("first", "windows"))
     _check_choice("kind", kind, _KINDS)
+    _check_choice("engine", engine, ("torch", "openvino"))
     many = list(file) if isinstance(file, (list, tuple)) else [file]
     given = [one for one in many if not (isinstance(one, str) and one == "-")]
     place = None if out == "-" else _check_place(out, overwrite, checkpoint, given)
     sources = _inputs(many, kind)
     counts = [_count(source, text_column) for source in sources if source.again]
     meter = _Meter(sum(counts) if len(counts) == len(sources) else None)
-    classifier = _load(checkpoint, long_texts, len(sources) > 1)
+    classifier = _load(checkpoint, long_texts, engine)
+    _check_column(classifier, checkpoint, len(sources) > 1)
     scorer = _scorer(classifier, checkpoint, executor)
     chunks = _all_chunks(sources, text_column)
     if place is None:
