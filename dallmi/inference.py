@@ -12,7 +12,7 @@ import numbers
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from torch.func import functional_call
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BatchEncoding,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -47,8 +47,11 @@ from .training.encoder import accelerator_or_cpu, bf16_pays, pad_batch
 from .words import WORD_FILES, TwoViews
 
 # %% ../nbs/2_using/21_inference.ipynb #21c011
+_CACHED = 4096  # tokens whose hidden states stay in a processor's cache
+
+
 def _length_batches(
-    lengths: Sequence[int], batch_tokens: int = 16384, batch_size: int = 64
+    lengths: Sequence[int], batch_tokens: int = _CACHED, batch_size: int = 64
 ) -> list[list[int]]:
     "Rows in batches, longest first, of at most `batch_tokens` padded tokens and `batch_size` rows."
     batches: list[list[int]] = []
@@ -63,18 +66,29 @@ def _length_batches(
 
 # %% ../nbs/2_using/21_inference.ipynb #21c016
 @contextmanager
-def _evaluating(model: PreTrainedModel, bf16: bool | None = None) -> Iterator[None]:
-    """While open, `model` evaluates, keeps no gradients and with `bf16` (default: where it pays)
-    computes in bfloat16."""
+def _evaluating(model: PreTrainedModel, bf16: bool | None = None) -> Iterator[Callable[..., Any]]:
+    """While open, `model` evaluates and keeps no gradients. Gives what calls it, with `bf16`
+    (default: where it pays) on weights that were rounded to bfloat16 once."""
     half = bf16_pays(model.device) if bf16 is None else bf16
-    autocast = torch.autocast(model.device.type, torch.bfloat16) if half else nullcontext()
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), autocast:
-            yield
+        with torch.inference_mode():
+            yield _rounded(model) if half else model
     finally:
         model.train(training)
+
+
+def _rounded(model: PreTrainedModel) -> Callable[..., Any]:
+    "What calls `model` on weights rounded to bfloat16; it keeps its own."
+    weights = {
+        name: p.bfloat16() if p.is_floating_point() else p for name, p in model.named_parameters()
+    }
+
+    def call(**batch: torch.Tensor) -> Any:
+        return functional_call(model, weights, (), batch)
+
+    return call
 
 # %% ../nbs/2_using/21_inference.ipynb #21c019
 _OVERLAP = 0.25  # of a window, with the one before
@@ -211,8 +225,8 @@ def _stored_thresholds(config: PretrainedConfig, labels: Sequence[str]) -> np.nd
 class Classifier:
     """A stock multi-label classifier with its tokenizer.
 
-    `max_length`: tokens of a text that are read at once. `bf16`: autocast to bfloat16 when scoring;
-    default where it pays. `words`: the word view and how both are put together, or None for the
+    `max_length`: tokens of a text that are read at once. `bf16`: score in bfloat16; default where
+    it pays. `words`: the word view and how both are put together, or None for the
     encoder alone. `long_texts`: of a longer text, 'first' reads the beginning, 'windows' all of it
     in overlapping windows, whose probabilities are averaged. `network`: logits [B, L] of a batch by
     something else than `model`; see `compiled`."""
@@ -297,19 +311,16 @@ class Classifier:
     def _score_windows(self, windows: Sequence[Sequence[int]]) -> np.ndarray:
         "Probabilities [W, L] (float32) of W windows, each read at once."
         probs = np.empty((len(windows), len(self.label_names)), dtype=np.float32)
-        with _evaluating(self.model, self.bf16):
-            for rows in _length_batches([len(ids) for ids in windows]):
+        lengths, device = [len(ids) for ids in windows], self.model.device
+        tokens = _CACHED if device.type == "cpu" else 4 * _CACHED
+        with _evaluating(self.model, self.bf16) as call:
+            for rows in _length_batches(lengths, tokens):
                 batch = pad_batch(self.tokenizer, [windows[i] for i in rows])
-                probs[rows] = self._logits(batch).float().sigmoid().cpu().numpy()
+                logits = self.network(batch) if self.network else call(**batch.to(device)).logits
+                probs[rows] = logits.float().sigmoid().cpu().numpy()
         if not np.isfinite(probs).all():
             raise InputError("The model gives no numbers (NaN): its weights are damaged.")
         return probs
-
-    def _logits(self, batch: BatchEncoding) -> torch.Tensor:
-        "Logits [B, L] of a padded batch."
-        if self.network is not None:
-            return self.network(batch)
-        return self.model(**batch.to(self.model.device)).logits
 
     def compiled(self) -> "Classifier":
         """The same classifier, whose encoder OpenVINO has compiled for this processor, with the
