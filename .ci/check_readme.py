@@ -3,7 +3,8 @@
     python .ci/check_readme.py
 
 The files that the examples name are made here; demo and benchmark run in their quick forms. What
-installs something, opens JupyterLab or runs the tests is left to the rest of CI."""
+installs something, opens JupyterLab or runs the tests is left to the rest of CI. The numbers of the
+page are compared with those of nbs/results."""
 
 import os
 import re
@@ -14,10 +15,20 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from dallmi import load_domain, mask_labels
+from dallmi.evaluation.report import differences, pooled_differences, relative_gains
+from dallmi.evaluation.results import labels_frame, load_trials, over_seeds, trials_frame
+from dallmi.files import read_json
 
 ROOT = Path(__file__).parent.parent
 LABELS = ["comedy", "drama", "romance"]
+PAIRS = ["films", "movies_rt", "arxiv", "pubmed", "movies", "tmdb"]
+COLUMNS = [
+    *("source", "source+words", "distilled", "st", "partial", "unsupervised", "paper"),
+    *("anchored", "supervised"),
+]
 QUICK = {
     "demo": ["--quick"],
     "adapt": ["--epochs", "1", "--source-epochs", "1", "--max-length", "32"],
@@ -97,9 +108,47 @@ def run(words: list[str], folder: Path) -> None:
         sys.exit(f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}\nexit code {done.returncode}")
 
 
+def lead(row: pd.Series) -> str:
+    "A difference with its interval, bold where that excludes zero."
+    d, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
+    text = f"{d} [{low}, {high}]".replace("-", "−")
+    return f"**{text}**" if row["low"] > 0 else text
+
+
+def numbers() -> list[str]:
+    "What the page must say of the results, piece by piece."
+    trials = load_trials(ROOT / "nbs" / "results" / "grid.jsonl")
+    frame = trials_frame(trials, ours=["anchored"])
+    labels = labels_frame(trials, ours=["anchored"])
+    leads = differences(labels).query("label_fraction == 0.1").set_index("pair")
+    found = []
+    for pair in PAIRS:
+        means = 100 * over_seeds(frame, pair)[0.1]
+        cells = [f"{means[name]:.1f}" for name in COLUMNS]
+        found.append(" | ".join([*cells, lead(leads.loc[pair])]))
+    for _, row in pooled_differences(labels).iterrows():
+        d, low, high = (f"{100 * row[name]:.1f}" for name in ("difference", "low", "high"))
+        found += [d, f"{low} to {high}"]
+    papers = trials_frame(trials, ours=["paper"])
+    gains = relative_gains(papers[papers["method"] != "anchored"])["partial"]
+    for metric in ("mAP@0.5", "mAP"):
+        one = gains.xs(0.1, level=2).xs("paper", level=-1)[metric]
+        found.append(f"{100 * one.mean():.0f} percent")
+    step = read_json(ROOT / "nbs" / "results" / "speed.json")["step"]["rows"]["anchored"]
+    return [*found, f"{step['ratio']:.2f} times ({step['lowest']:.2f} to {step['highest']:.2f})"]
+
+
+def check_numbers(text: str) -> None:
+    "End this script where the page does not say what the results do."
+    lost = [piece for piece in numbers() if piece not in text]
+    if lost:
+        sys.exit("README.md does not say, as nbs/results does:\n" + "\n".join(lost))
+
+
 def main() -> None:
     "Run everything, in the order of the page."
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    check_numbers(text)
     with tempfile.TemporaryDirectory() as d:
         folder = Path(d)
         write_files(folder)

@@ -67,6 +67,11 @@ def install_cell(page: Path) -> dict[str, Any]:
     return made | {"outputs": [], "source": source}
 
 
+def is_install(cell: dict[str, Any]) -> bool:
+    "Whether a cell is one of those, also where an editor gave it another id."
+    return cell["cell_type"] == "code" and "".join(cell["source"]).startswith(INSTALL[:80])
+
+
 def without(text: str) -> str:
     "`text` without lines of navigation, and without the blank lines before them."
     kept: list[str] = []
@@ -91,7 +96,7 @@ def with_line(text: str, line: str) -> str:
 
 def navigated(notebook: dict[str, Any], line: str, page: Path) -> dict[str, Any]:
     "`notebook` with `line` in its first cell, and as its last; `page`: where it lies."
-    cells = [cell for cell in notebook["cells"] if cell.get("id") != "install"]
+    cells = [cell for cell in notebook["cells"] if not is_install(cell)]
     top = "\n\n".join([open_line(page), line])
     first = with_line(without("".join(cells[0]["source"])), top)
     cells[0]["source"] = first.splitlines(keepends=True)

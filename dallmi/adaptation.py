@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Adaptation', 'read_task', 'fresh_classifier', 'source_model', 'adapt']
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c030
+# %% ../nbs/2_using/29_adaptation.ipynb #29c024
 import inspect
 import json
 import os
@@ -74,7 +74,7 @@ from .training.encoder import default_model
 from .verdict import did_it_help
 from .words import TwoViews
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c039
+# %% ../nbs/2_using/29_adaptation.ipynb #29c036
 def _as_arrays(scores: MethodScores) -> dict[str, Any]:
     "`scores` as named arrays."
     arrays = {"target": scores.target, "test": scores.test, "seconds": scores.seconds}
@@ -132,7 +132,7 @@ def _stage(
     barrier()
     return scores
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c044
+# %% ../nbs/2_using/29_adaptation.ipynb #29c041
 def _as_json(value: Any) -> Any:
     "`value` as it comes back from a JSON file; what JSON has no word for as text."
     return json.loads(json.dumps(value, default=str))
@@ -158,7 +158,7 @@ def _identity(
     about |= {"cross_fit": True} if cross_fit else {}
     return _as_json({**about, **asdict(settings), "data": digest(*parts)})
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c047
+# %% ../nbs/2_using/29_adaptation.ipynb #29c044
 _CHECKPOINT = [
     *("*.safetensors", "*.json", "*.pt", "*.pth", "*.bin", "*.jinja", "*.model", ".tmp*"),
     *("vocab.txt", "merges.txt", "README.md"),
@@ -193,207 +193,7 @@ def _workspace(
             raise
         barrier()
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c058
-def _check_meaning(name: str, value: Any, recipe: Recipe) -> None:
-    "Raise `InputError` for a setting whose value could be meant for the recipe's loss as well."
-    try:
-        recipe.change(**{name: value})
-    except (ValueError, TypeError):  # an InputError is a ValueError
-        return
-    kind = type(recipe.loss).__name__
-    raise InputError(
-        f"{name}={value!r} could mean the setting of that name, or the parameter of {kind}; give "
-        f"the latter in the recipe's text (…:{name}={value}) or with loss={kind}(…)."
-    )
-
-
-def _read_options(
-    recipe: str | Recipe, loss: nn.Module | None, options: Mapping[str, Any]
-) -> tuple[Settings, str, Recipe]:
-    "Settings, name of the method and recipe. Raises `InputError` for an unknown option."
-    chosen = find_recipe(recipe)
-    if loss is not None:
-        chosen = chosen.change(loss=loss)
-    own = [f.name for f in fields(Settings)]
-    named = list(inspect.signature(adapt).parameters)[:-1]
-    known = list(dict.fromkeys([*named, *own, *chosen.settings()]))
-    for name in options:
-        if name not in known:
-            raise unknown_name("option", name, known, also=OTHER_NAMES)
-        if name in own and name in chosen.settings():
-            _check_meaning(name, options[name], chosen)
-    settings = Settings(**{name: value for name, value in options.items() if name in own})
-    chosen = chosen.change(**{k: v for k, v in options.items() if k not in own})
-    if isinstance(recipe, str) and loss is None:
-        return settings, recipe.partition(":")[0], chosen
-    return settings, chosen.loss_name, chosen
-
-# %% ../nbs/2_using/29_adaptation.ipynb #29c064
-_COMPARED = ("source", "partial")
-
-
-def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Recipe | None]:
-    """The methods to compare with, {name: recipe}, at the budget of `recipe`; None: the source
-    model."""
-    if isinstance(names, str) or not isinstance(names, (Iterable, type(None))):
-        kind = "one string" if isinstance(names, str) else "no list"
-        raise InputError(f"compare_with={names!r} is {kind}; give a list of names.")
-    budget = {name: getattr(recipe, name) for name in ("batch_size", "epochs", "learning_rate")}
-    known = ["source", *RECIPES]
-    found: dict[str, Recipe | None] = {}
-    for name in names or ():
-        if not isinstance(name, str) or name.partition(":")[0] not in known:
-            raise unknown_name("method to compare with,", name, known, also=OTHER_NAMES)
-        if name == method and names is _COMPARED:
-            continue
-        if name == method:
-            raise InputError(f"compare_with names {name!r}, the recipe itself; leave it out.")
-        found[name] = None if name == "source" else find_recipe(name, defaults=budget)
-    return found
-
-# %% ../nbs/2_using/29_adaptation.ipynb #29c067
-def _check_fallback(fallback: bool, cross_fit: bool, method: str, recipe: Recipe) -> None:
-    "Raise `InputError` for a `fallback` that nothing could ever bring about, and for odd values."
-    for name, value in {"fallback": fallback, "cross_fit": cross_fit}.items():
-        if not isinstance(value, bool):
-            raise InputError(f"{name}={value!r:.40} is neither True nor False.")
-    if fallback and not cross_fit and recipe.rounds == 1 and recipe.labels != "none":
-        raise InputError(
-            f"fallback=True has nothing to go by with the recipe {method!r}, which is trained in "
-            "one round; add cross_fit=True (--cross-fit), or choose a recipe of two rounds."
-        )
-
-
-def _check_teacher(teacher: Teacher, method: str, recipes: Iterable[Recipe | None]) -> None:
-    "Raise `InputError` for a teacher whom none of the `recipes` asks."
-    if teacher is not None and not any(recipe and recipe.asks_teacher for recipe in recipes):
-        raise InputError(
-            f"teacher=… is given, but the recipe {method!r} asks none; leave it out, or choose "
-            "another recipe."
-        )
-
-# %% ../nbs/2_using/29_adaptation.ipynb #29c070
-def _evaluate_methods(
-    scores: Mapping[str, MethodScores], test: Domain | None
-) -> dict[str, dict[str, Any]]:
-    "Metrics of every method on the test, at thresholds chosen on the target's scores."
-    if test is None:
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the report names the labels left out
-        return {
-            method: evaluate(
-                found.test, test.labels, test.label_names, expected_f1_thresholds(found.target)
-            )
-            for method, found in scores.items()
-        }
-
-
-def _verdict(pipeline: Pipeline, scores: MethodScores) -> dict[str, Any]:
-    "Whether the adaptation helped, by the target's observed positives."
-    target = pipeline.task.target
-    before = scores.target if scores.held_out is None else pipeline.source_probs
-    judged = before, scores.held_out, target.labels, target.label_names, scores.folds
-    return did_it_help(*judged)
-
-
-def _record(
-    pipeline: Pipeline,
-    settings: Settings,
-    method: str,
-    recipe: Recipe,
-    scores: Mapping[str, MethodScores],
-) -> dict[str, Any]:
-    "All that is known of a finished run, JSON-able."
-    task = pipeline.task
-    observed = (task.target.labels == 1).sum(0)
-    names = task.source.label_names
-    longest = pipeline.classifier.max_length
-    cuts = pipeline.classifier.long_texts == "first"
-    counts = {
-        "source": len(task.source),
-        "target": len(task.target),
-        "test": 0 if task.test is None else len(task.test),
-        "labels": len(names),
-        "observed": int(observed.sum()),
-        "cut": cuts * sum(len(ids) == longest for ids in pipeline.rows["input_ids"]),
-    }
-    return {
-        "method": method,
-        "recipe": _as_json(recipe.describe()),
-        "settings": asdict(settings),
-        "metrics": _evaluate_methods(scores, task.test),
-        "views": _evaluate_methods(scores[method].views, task.test),
-        "verdict": _verdict(pipeline, scores[method]),
-        "max_length": longest,
-        "chance": {} if task.test is None else prevalences(task.test.labels, names),
-        "counts": counts,
-        "observed": dict(zip(names, observed.tolist(), strict=True)),
-        "versions": versions(),
-    }
-
-# %% ../nbs/2_using/29_adaptation.ipynb #29c073
-def _share(value: Any) -> bool:
-    "a number from 0 to 1"
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 <= value <= 1
-
-
-_METRICS = {"mAP": _share, "mAP@0.5": _share, "F1": _share, "labels": {"AP": {str: (_share, None)}}}
-_COUNTS = ("source", "target", "test", "labels", "observed", "cut")
-_FOUND = {
-    **{"word": ("helped", "cannot tell", "hurt"), "positives": int},
-    **dict.fromkeys(("difference", "low", "high"), (float, None)),
-}
-_FILES: dict[str, dict[str, Any]] = {
-    "settings.json": {
-        "settings": {
-            "model": (str, None),
-            "label_fraction": (_share, None),
-            "masking": str,
-            "seed": int,
-            "max_length": (int, "auto"),
-            "bf16": (bool, None),
-        },
-        "method": str,
-        "recipe": dict,
-    },
-    "metrics.json": {
-        "metrics": {str: _METRICS},
-        "views": {str: _METRICS},
-        "max_length": int,
-        "chance": {str: (_share, None)},
-        "counts": dict.fromkeys(_COUNTS, int),
-        "observed": {str: int},
-        "verdict?": {**_FOUND, "level": _share, "labels": {str: _FOUND}},
-        "kept?": "source",
-    },
-}
-
-
-def _check_labels(record: Mapping[str, Any], labels: Sequence[str], folder: Path) -> None:
-    "Raise `InputError` where a record is about other labels than the classifier's."
-    scored = record["metrics"] | record["views"]
-    tables = {"observed": record["observed"], "chance": record["chance"] or labels}
-    tables |= {name: found["labels"]["AP"] for name, found in scored.items()}
-    tables |= {"verdict": record["verdict"]["labels"]} if "verdict" in record else {}
-    for name, table in tables.items():
-        if set(table) != set(labels):
-            raise InputError(
-                f"'{folder / 'metrics.json'}' is no part of this adaptation: {name!r} is about "
-                "other labels than the checkpoint; Classifier.load reads any checkpoint."
-            )
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    "The record of the adaptation in `folder`. Raises `InputError` where a part is damaged."
-    record: dict[str, Any] = {}
-    hint = "Classifier.load reads any checkpoint"
-    for file, schema in _FILES.items():
-        record |= read_json(folder / file, schema, "part of an adaptation", hint)
-    return record
-
-# %% ../nbs/2_using/29_adaptation.ipynb #29c074
+# %% ../nbs/2_using/29_adaptation.ipynb #29c049
 def _is_page(path: Path) -> bool:
     "Whether the file at `path` is a page of ours."
     with path.open("rb") as file:
@@ -539,7 +339,7 @@ class Adaptation:
                 ) from None
         return str(url)
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c082
+# %% ../nbs/2_using/29_adaptation.ipynb #29c053
 def _check_place(
     output_dir: Path | str | None, overwrite: bool, inputs: Sequence[Any], needs: int = 0
 ) -> Path | None:
@@ -614,7 +414,7 @@ def source_model(task: Task, fresh: Classifier, settings: Settings) -> Classifie
     "The source model that `settings` describe."
     return source_classifier(task.source, fresh, _source_stage(settings))
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c084
+# %% ../nbs/2_using/29_adaptation.ipynb #29c055
 def _say_data(task: Task, fresh: Classifier) -> None:
     "On stderr: what was taken for texts and labels, and what two parts have in common."
     if is_main():
@@ -625,7 +425,7 @@ def _say_data(task: Task, fresh: Classifier) -> None:
         length = length if first else f"texts are read through windows of {fresh.max_length} tokens"
         print(*task.notes, said, length, sep="\n", file=sys.stderr, flush=True)
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c086
+# %% ../nbs/2_using/29_adaptation.ipynb #29c057
 def _passes(recipe: Recipe, cross_fit: bool = False) -> int:
     "How often a training by `recipe` goes over the target's texts, all rounds together."
     judged = recipe.epochs if cross_fit and recipe.rounds == 1 else 0
@@ -720,7 +520,7 @@ def _run_methods(
     _load_weights(classifier, weights, recipe)
     return scores
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c087
+# %% ../nbs/2_using/29_adaptation.ipynb #29c059
 def _evidence(pipeline: Pipeline, method: str, scores: Mapping[str, MethodScores]) -> Evidence:
     "What the page of a run is made from; the classifier has its thresholds."
     task = pipeline.task
@@ -759,7 +559,10 @@ def _set_thresholds(classifier: Classifier, scores: MethodScores) -> None:
         classifier.words = words
     classifier.set_thresholds(expected_f1_thresholds(scores.target))
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c088
+# %% ../nbs/2_using/29_adaptation.ipynb #29c061
+_COMPARED = ("source", "partial")
+
+
 def adapt(
     source: DomainLike | Domain,
     target: DomainLike | Domain,
@@ -836,3 +639,200 @@ def adapt(
         if place is not None and is_main():
             result.save(place, overwrite)
     return result
+
+# %% ../nbs/2_using/29_adaptation.ipynb #29c067
+def _check_meaning(name: str, value: Any, recipe: Recipe) -> None:
+    "Raise `InputError` for a setting whose value could be meant for the recipe's loss as well."
+    try:
+        recipe.change(**{name: value})
+    except (ValueError, TypeError):  # an InputError is a ValueError
+        return
+    kind = type(recipe.loss).__name__
+    raise InputError(
+        f"{name}={value!r} could mean the setting of that name, or the parameter of {kind}; give "
+        f"the latter in the recipe's text (…:{name}={value}) or with loss={kind}(…)."
+    )
+
+
+def _read_options(
+    recipe: str | Recipe, loss: nn.Module | None, options: Mapping[str, Any]
+) -> tuple[Settings, str, Recipe]:
+    "Settings, name of the method and recipe. Raises `InputError` for an unknown option."
+    chosen = find_recipe(recipe)
+    if loss is not None:
+        chosen = chosen.change(loss=loss)
+    own = [f.name for f in fields(Settings)]
+    named = list(inspect.signature(adapt).parameters)[:-1]
+    known = list(dict.fromkeys([*named, *own, *chosen.settings()]))
+    for name in options:
+        if name not in known:
+            raise unknown_name("option", name, known, also=OTHER_NAMES)
+        if name in own and name in chosen.settings():
+            _check_meaning(name, options[name], chosen)
+    settings = Settings(**{name: value for name, value in options.items() if name in own})
+    chosen = chosen.change(**{k: v for k, v in options.items() if k not in own})
+    if isinstance(recipe, str) and loss is None:
+        return settings, recipe.partition(":")[0], chosen
+    return settings, chosen.loss_name, chosen
+
+# %% ../nbs/2_using/29_adaptation.ipynb #29c073
+def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Recipe | None]:
+    """The methods to compare with, {name: recipe}, at the budget of `recipe`; None: the source
+    model."""
+    if isinstance(names, str) or not isinstance(names, (Iterable, type(None))):
+        kind = "one string" if isinstance(names, str) else "no list"
+        raise InputError(f"compare_with={names!r} is {kind}; give a list of names.")
+    budget = {name: getattr(recipe, name) for name in ("batch_size", "epochs", "learning_rate")}
+    known = ["source", *RECIPES]
+    found: dict[str, Recipe | None] = {}
+    for name in names or ():
+        if not isinstance(name, str) or name.partition(":")[0] not in known:
+            raise unknown_name("method to compare with,", name, known, also=OTHER_NAMES)
+        if name == method and names is _COMPARED:
+            continue
+        if name == method:
+            raise InputError(f"compare_with names {name!r}, the recipe itself; leave it out.")
+        found[name] = None if name == "source" else find_recipe(name, defaults=budget)
+    return found
+
+# %% ../nbs/2_using/29_adaptation.ipynb #29c076
+def _check_fallback(fallback: bool, cross_fit: bool, method: str, recipe: Recipe) -> None:
+    "Raise `InputError` for a `fallback` that nothing could ever bring about, and for odd values."
+    for name, value in {"fallback": fallback, "cross_fit": cross_fit}.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name}={value!r:.40} is neither True nor False.")
+    if fallback and not cross_fit and recipe.rounds == 1 and recipe.labels != "none":
+        raise InputError(
+            f"fallback=True has nothing to go by with the recipe {method!r}, which is trained in "
+            "one round; add cross_fit=True (--cross-fit), or choose a recipe of two rounds."
+        )
+
+
+def _check_teacher(teacher: Teacher, method: str, recipes: Iterable[Recipe | None]) -> None:
+    "Raise `InputError` for a teacher whom none of the `recipes` asks."
+    if teacher is not None and not any(recipe and recipe.asks_teacher for recipe in recipes):
+        raise InputError(
+            f"teacher=… is given, but the recipe {method!r} asks none; leave it out, or choose "
+            "another recipe."
+        )
+
+# %% ../nbs/2_using/29_adaptation.ipynb #29c079
+def _evaluate_methods(
+    scores: Mapping[str, MethodScores], test: Domain | None
+) -> dict[str, dict[str, Any]]:
+    "Metrics of every method on the test, at thresholds chosen on the target's scores."
+    if test is None:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the report names the labels left out
+        return {
+            method: evaluate(
+                found.test, test.labels, test.label_names, expected_f1_thresholds(found.target)
+            )
+            for method, found in scores.items()
+        }
+
+
+def _verdict(pipeline: Pipeline, scores: MethodScores) -> dict[str, Any]:
+    "Whether the adaptation helped, by the target's observed positives."
+    target = pipeline.task.target
+    before = scores.target if scores.held_out is None else pipeline.source_probs
+    judged = before, scores.held_out, target.labels, target.label_names, scores.folds
+    return did_it_help(*judged)
+
+
+def _record(
+    pipeline: Pipeline,
+    settings: Settings,
+    method: str,
+    recipe: Recipe,
+    scores: Mapping[str, MethodScores],
+) -> dict[str, Any]:
+    "All that is known of a finished run, JSON-able."
+    task = pipeline.task
+    observed = (task.target.labels == 1).sum(0)
+    names = task.source.label_names
+    longest = pipeline.classifier.max_length
+    cuts = pipeline.classifier.long_texts == "first"
+    counts = {
+        "source": len(task.source),
+        "target": len(task.target),
+        "test": 0 if task.test is None else len(task.test),
+        "labels": len(names),
+        "observed": int(observed.sum()),
+        "cut": cuts * sum(len(ids) == longest for ids in pipeline.rows["input_ids"]),
+    }
+    return {
+        "method": method,
+        "recipe": _as_json(recipe.describe()),
+        "settings": asdict(settings),
+        "metrics": _evaluate_methods(scores, task.test),
+        "views": _evaluate_methods(scores[method].views, task.test),
+        "verdict": _verdict(pipeline, scores[method]),
+        "max_length": longest,
+        "chance": {} if task.test is None else prevalences(task.test.labels, names),
+        "counts": counts,
+        "observed": dict(zip(names, observed.tolist(), strict=True)),
+        "versions": versions(),
+    }
+
+# %% ../nbs/2_using/29_adaptation.ipynb #29c082
+def _share(value: Any) -> bool:
+    "a number from 0 to 1"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= 1
+
+
+_METRICS = {"mAP": _share, "mAP@0.5": _share, "F1": _share, "labels": {"AP": {str: (_share, None)}}}
+_COUNTS = ("source", "target", "test", "labels", "observed", "cut")
+_FOUND = {
+    **{"word": ("helped", "cannot tell", "hurt"), "positives": int},
+    **dict.fromkeys(("difference", "low", "high"), (float, None)),
+}
+_FILES: dict[str, dict[str, Any]] = {
+    "settings.json": {
+        "settings": {
+            "model": (str, None),
+            "label_fraction": (_share, None),
+            "masking": str,
+            "seed": int,
+            "max_length": (int, "auto"),
+            "bf16": (bool, None),
+        },
+        "method": str,
+        "recipe": dict,
+    },
+    "metrics.json": {
+        "metrics": {str: _METRICS},
+        "views": {str: _METRICS},
+        "max_length": int,
+        "chance": {str: (_share, None)},
+        "counts": dict.fromkeys(_COUNTS, int),
+        "observed": {str: int},
+        "verdict?": {**_FOUND, "level": _share, "labels": {str: _FOUND}},
+        "kept?": "source",
+    },
+}
+
+
+def _check_labels(record: Mapping[str, Any], labels: Sequence[str], folder: Path) -> None:
+    "Raise `InputError` where a record is about other labels than the classifier's."
+    scored = record["metrics"] | record["views"]
+    tables = {"observed": record["observed"], "chance": record["chance"] or labels}
+    tables |= {name: found["labels"]["AP"] for name, found in scored.items()}
+    tables |= {"verdict": record["verdict"]["labels"]} if "verdict" in record else {}
+    for name, table in tables.items():
+        if set(table) != set(labels):
+            raise InputError(
+                f"'{folder / 'metrics.json'}' is no part of this adaptation: {name!r} is about "
+                "other labels than the checkpoint; Classifier.load reads any checkpoint."
+            )
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    "The record of the adaptation in `folder`. Raises `InputError` where a part is damaged."
+    record: dict[str, Any] = {}
+    hint = "Classifier.load reads any checkpoint"
+    for file, schema in _FILES.items():
+        record |= read_json(folder / file, schema, "part of an adaptation", hint)
+    return record

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TITLES', 'results_table', 'plot_results', 'model_card', 'run_report']
 
-# %% ../nbs/2_using/27_card.ipynb #27c002
+# %% ../nbs/2_using/27_card.ipynb #27c012
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from .files import safe_name
 from .training.encoder import HUB_DEFAULT
 from .verdict import verdict_text
 
-# %% ../nbs/2_using/27_card.ipynb #27c011
+# %% ../nbs/2_using/27_card.ipynb #27c015
 _Metrics = Mapping[str, Mapping[str, Any]]
 
 TITLES = {"source": "source model", "partial": "BCE, observed labels"}
@@ -41,7 +41,7 @@ def results_table(metrics: _Metrics) -> str:
         lines.append(f"{_title(method):<{width}}{numbers}")
     return "\n".join(lines)
 
-# %% ../nbs/2_using/27_card.ipynb #27c017
+# %% ../nbs/2_using/27_card.ipynb #27c018
 class _Picture(Figure):
     "A figure that a notebook shows."
 
@@ -80,7 +80,7 @@ def plot_results(metrics: _Metrics, chance: Mapping[str, float | None]) -> Figur
     fig.legend(loc="outside upper center", ncols=2, frameon=False)
     return fig
 
-# %% ../nbs/2_using/27_card.ipynb #27c026
+# %% ../nbs/2_using/27_card.ipynb #27c024
 def _card_header(base_model: str | None, method: str, metrics: _Metrics) -> str:
     "The metadata of a card, YAML: what the hub shows and searches."
     base = base_model or HUB_DEFAULT
@@ -105,7 +105,7 @@ def _card_header(base_model: str | None, method: str, metrics: _Metrics) -> str:
     )
     return data.to_yaml().strip()
 
-# %% ../nbs/2_using/27_card.ipynb #27c029
+# %% ../nbs/2_using/27_card.ipynb #27c027
 _CARD = """---
 {header}
 ---
@@ -132,7 +132,7 @@ of both views together are in `words.safetensors`.
 """
 _NOT_MEASURED = "No labelled target texts were given, so nothing was measured."
 
-
+# %% ../nbs/2_using/27_card.ipynb #27c028
 def _markdown_table(metrics: _Metrics) -> str:
     "The metrics of the methods, in percent, as a Markdown table."
     lines = [
@@ -175,7 +175,7 @@ def _verdict_paragraph(record: Mapping[str, Any]) -> str:
     said = safe_name(lines, "markdown")
     return f"{said[:1].upper()}{said[1:]}.\n\n" if said else ""
 
-
+# %% ../nbs/2_using/27_card.ipynb #27c029
 def model_card(record: Mapping[str, Any]) -> str:
     "Text of the checkpoint's README.md, from the record of a run (`Adaptation.record`)."
     metrics, counts = record["metrics"], record["counts"]
@@ -197,7 +197,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         **counts,
     )
 
-# %% ../nbs/2_using/27_card.ipynb #27c040
+# %% ../nbs/2_using/27_card.ipynb #27c034
 def run_report(record: Mapping[str, Any]) -> str:
     "A run in a screen of text: what was done, and the table of what was measured."
     settings, counts, metrics = record["settings"], record["counts"], record["metrics"]

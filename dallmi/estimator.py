@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DallmiClassifier']
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c011
+# %% ../nbs/2_using/30_estimator.ipynb #30c033
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
@@ -28,153 +28,7 @@ from .metrics import evaluate
 from .pipeline import Teacher
 from .recipes import Recipe
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c037
-def _read_texts(X: Any) -> list[str]:
-    "The texts of `X` [N] as a list. Raises `InputError` for what is no row of strings."
-    if isinstance(X, (str, bytes)):
-        raise InputError("X is one string; give a list of texts, such as [text].")
-    dimensions = getattr(X, "ndim", 1)
-    if dimensions != 1 or isinstance(X, Mapping) or not isinstance(X, Iterable):
-        kind = "sparse matrix" if issparse(X) else type(X).__name__
-        raise InputError(
-            f"X ({kind}) is no row of texts; give one string per text, such as frame['text']."
-        )
-    texts = list(X)
-    odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-    if odd is not None:
-        raise InputError(f"X is not text: row {odd + 1} is {texts[odd]!r:.40}; give strings.")
-    return texts
-
 # %% ../nbs/2_using/30_estimator.ipynb #30c040
-def _find_target(sample_domain: Any) -> np.ndarray:
-    "Which texts belong to the target, bool [N]: those below 0, as in SKADA. Raises `InputError`."
-    if sample_domain is None:
-        raise InputError(
-            "sample_domain is missing: give one number per text, 1 for the source and -1 for the "
-            "target (in a Pipeline as NAME__sample_domain=…, with the name of the step)."
-        )
-    try:
-        numbers = np.asarray(sample_domain, dtype=np.float64)
-    except (TypeError, ValueError):
-        numbers = np.array(np.nan)
-    if numbers.ndim != 1 or np.isnan(numbers).any():
-        raise InputError(
-            "sample_domain is no row of numbers; give one per text, 1 for the source and -1 for "
-            "the target."
-        )
-    return numbers < 0
-
-# %% ../nbs/2_using/30_estimator.ipynb #30c043
-def _listed_names(y: Any) -> list[Iterable[str]] | None:
-    "The label names of each text, where `y` is a row of lists of names; else None."
-    if not isinstance(y, (list, tuple, pd.Series, np.ndarray)) or getattr(y, "ndim", 1) != 1:
-        return None
-    rows = list(y)
-    if not rows or not all(isinstance(row, (list, tuple, set, frozenset)) for row in rows):
-        return None
-    return rows if all(isinstance(name, str) for row in rows for name in row) else None
-
-
-def _as_matrix(y: Any) -> np.ndarray:
-    "`y` as a matrix [N, L] of float64. Raises `InputError` for what is none."
-    if y is None:
-        raise InputError(
-            "DallmiClassifier requires y to be passed, but the target y is None; give a row of 1, "
-            "0 and NaN per text."
-        )
-    try:
-        if isinstance(y, pd.DataFrame):
-            matrix = y.to_numpy(dtype=np.float64, na_value=np.nan)
-        else:
-            matrix = np.asarray(y.toarray() if issparse(y) else y, dtype=np.float64)
-    except (TypeError, ValueError):
-        matrix = np.zeros(0)
-    if matrix.ndim != 2:
-        raise InputError(
-            f"Unknown label type: y ({type(y).__name__}) is no matrix of labels; give a row of 1, "
-            "0 and NaN per text, or a list of label names per text."
-        )
-    return matrix
-
-
-def _read_labels(y: Any) -> tuple[list[str] | None, np.ndarray]:
-    """The names of the labels [L], where `y` says them, and the labels [N, L]: 1, 0 or NaN.
-
-    `y`: a matrix, also sparse or of bool, a DataFrame with a column per label, or a list of label
-    names per text. Raises `InputError`."""
-    rows = _listed_names(y)
-    if rows is not None:
-        binarizer = MultiLabelBinarizer()
-        matrix = binarizer.fit_transform(rows)
-        return binarizer.classes_.tolist(), matrix.astype(np.float64)
-    matrix = _as_matrix(y)
-    return list(map(str, y.columns)) if isinstance(y, pd.DataFrame) else None, matrix
-
-# %% ../nbs/2_using/30_estimator.ipynb #30c047
-_HINT = "leave the label out of y (in cross-validation, spread its texts over the folds)"
-
-
-def _check_lengths(**parts: Sequence[Any] | np.ndarray) -> None:
-    "Raise `InputError` where the `parts`, {name: rows}, are not equally long."
-    lengths = {name: len(rows) for name, rows in parts.items()}
-    if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{name} has {count}" for name, count in lengths.items())
-        raise InputError(f"The rows do not match ({said}); give one of each per text.")
-
-
-def _check_source(source: Domain) -> None:
-    "Raise `InputError` that names the labels of which the source knows no negative."
-    negative = (source.labels == 0).any(0)
-    silent = [name for name, yes in zip(source.label_names, negative, strict=True) if not yes]
-    if silent:
-        raise InputError(
-            f"y of the source: no known negative of {listing(silent)}; write 0, not NaN, where a "
-            "label does not apply."
-        )
-
-
-def _domains(X: Any, y: Any, sample_domain: Any) -> tuple[Domain, Domain]:
-    "Source and target of the arguments of `fit`. Raises `InputError` for what cannot be used."
-    texts, (names, labels) = _read_texts(X), _read_labels(y)
-    is_target = _find_target(sample_domain)
-    _check_lengths(X=texts, y=labels, sample_domain=is_target)
-    check_texts(texts, "X")
-    for name, rows, sign in (("source", ~is_target, "> 0"), ("target", is_target, "< 0")):
-        if not rows.any():
-            raise InputError(
-                f"sample_domain names no text of the {name} ({sign}); give texts of both domains."
-            )
-    both = Domain(texts, labels, names or [str(i) for i in range(labels.shape[1])])
-    source, target = both.select(~is_target), both.select(is_target)
-    for name, part in (("source", source), ("target", target)):
-        check_positives(part, f"y of the {name}", _HINT)
-    _check_source(source)
-    return source, target
-
-# %% ../nbs/2_using/30_estimator.ipynb #30c050
-def _in_order(y: Any, classes: Sequence[str]) -> np.ndarray:
-    "The labels `y` in the order of `classes` [L], float64 [N, L]. Raises `InputError`."
-    names, labels = _read_labels(y)
-    if names is None:
-        if labels.shape[1] == len(classes):
-            return labels
-        raise InputError(
-            f"y has {labels.shape[1]} columns; give one for each of {listing(classes)}."
-        )
-    extra = [name for name in names if name not in classes]
-    if extra:
-        raise InputError(
-            f"y has the label {listing(extra)}, which was not there in fit; leave it out."
-        )
-    return pd.DataFrame(labels, columns=names).reindex(columns=classes, fill_value=0.0).to_numpy()
-
-
-def _sure_labels(labels: np.ndarray) -> np.ndarray:
-    "`labels` [N, L] with 0 for NaN in each label of which no 0 is known."
-    unsure = ~(labels == 0).any(0)
-    return np.where(unsure & np.isnan(labels), 0.0, labels)
-
-# %% ../nbs/2_using/30_estimator.ipynb #30c051
 _GIVEN = (  # what the estimator itself says to `adapt`, and what has no place in a fit
     *("source", "target", "test", "labelled", "seed", "compare_with"),
     *("output_dir", "overwrite", "dry_run"),
@@ -311,3 +165,149 @@ class DallmiClassifier(ClassifierMixin, BaseEstimator):
             raise InputError("sample_domain names no text of the target (< 0); give some to score.")
         probs = self.predict_proba([text for text, yes in zip(texts, rows, strict=True) if yes])
         return evaluate(probs, _sure_labels(labels[rows]), classes)["mAP"]
+
+# %% ../nbs/2_using/30_estimator.ipynb #30c046
+def _read_texts(X: Any) -> list[str]:
+    "The texts of `X` [N] as a list. Raises `InputError` for what is no row of strings."
+    if isinstance(X, (str, bytes)):
+        raise InputError("X is one string; give a list of texts, such as [text].")
+    dimensions = getattr(X, "ndim", 1)
+    if dimensions != 1 or isinstance(X, Mapping) or not isinstance(X, Iterable):
+        kind = "sparse matrix" if issparse(X) else type(X).__name__
+        raise InputError(
+            f"X ({kind}) is no row of texts; give one string per text, such as frame['text']."
+        )
+    texts = list(X)
+    odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if odd is not None:
+        raise InputError(f"X is not text: row {odd + 1} is {texts[odd]!r:.40}; give strings.")
+    return texts
+
+# %% ../nbs/2_using/30_estimator.ipynb #30c049
+def _find_target(sample_domain: Any) -> np.ndarray:
+    "Which texts belong to the target, bool [N]: those below 0, as in SKADA. Raises `InputError`."
+    if sample_domain is None:
+        raise InputError(
+            "sample_domain is missing: give one number per text, 1 for the source and -1 for the "
+            "target (in a Pipeline as NAME__sample_domain=…, with the name of the step)."
+        )
+    try:
+        numbers = np.asarray(sample_domain, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.array(np.nan)
+    if numbers.ndim != 1 or np.isnan(numbers).any():
+        raise InputError(
+            "sample_domain is no row of numbers; give one per text, 1 for the source and -1 for "
+            "the target."
+        )
+    return numbers < 0
+
+# %% ../nbs/2_using/30_estimator.ipynb #30c052
+def _listed_names(y: Any) -> list[Iterable[str]] | None:
+    "The label names of each text, where `y` is a row of lists of names; else None."
+    if not isinstance(y, (list, tuple, pd.Series, np.ndarray)) or getattr(y, "ndim", 1) != 1:
+        return None
+    rows = list(y)
+    if not rows or not all(isinstance(row, (list, tuple, set, frozenset)) for row in rows):
+        return None
+    return rows if all(isinstance(name, str) for row in rows for name in row) else None
+
+
+def _as_matrix(y: Any) -> np.ndarray:
+    "`y` as a matrix [N, L] of float64. Raises `InputError` for what is none."
+    if y is None:
+        raise InputError(
+            "DallmiClassifier requires y to be passed, but the target y is None; give a row of 1, "
+            "0 and NaN per text."
+        )
+    try:
+        if isinstance(y, pd.DataFrame):
+            matrix = y.to_numpy(dtype=np.float64, na_value=np.nan)
+        else:
+            matrix = np.asarray(y.toarray() if issparse(y) else y, dtype=np.float64)
+    except (TypeError, ValueError):
+        matrix = np.zeros(0)
+    if matrix.ndim != 2:
+        raise InputError(
+            f"Unknown label type: y ({type(y).__name__}) is no matrix of labels; give a row of 1, "
+            "0 and NaN per text, or a list of label names per text."
+        )
+    return matrix
+
+
+def _read_labels(y: Any) -> tuple[list[str] | None, np.ndarray]:
+    """The names of the labels [L], where `y` says them, and the labels [N, L]: 1, 0 or NaN.
+
+    `y`: a matrix, also sparse or of bool, a DataFrame with a column per label, or a list of label
+    names per text. Raises `InputError`."""
+    rows = _listed_names(y)
+    if rows is not None:
+        binarizer = MultiLabelBinarizer()
+        matrix = binarizer.fit_transform(rows)
+        return binarizer.classes_.tolist(), matrix.astype(np.float64)
+    matrix = _as_matrix(y)
+    return list(map(str, y.columns)) if isinstance(y, pd.DataFrame) else None, matrix
+
+# %% ../nbs/2_using/30_estimator.ipynb #30c056
+_HINT = "leave the label out of y (in cross-validation, spread its texts over the folds)"
+
+
+def _check_lengths(**parts: Sequence[Any] | np.ndarray) -> None:
+    "Raise `InputError` where the `parts`, {name: rows}, are not equally long."
+    lengths = {name: len(rows) for name, rows in parts.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} has {count}" for name, count in lengths.items())
+        raise InputError(f"The rows do not match ({said}); give one of each per text.")
+
+
+def _check_source(source: Domain) -> None:
+    "Raise `InputError` that names the labels of which the source knows no negative."
+    negative = (source.labels == 0).any(0)
+    silent = [name for name, yes in zip(source.label_names, negative, strict=True) if not yes]
+    if silent:
+        raise InputError(
+            f"y of the source: no known negative of {listing(silent)}; write 0, not NaN, where a "
+            "label does not apply."
+        )
+
+
+def _domains(X: Any, y: Any, sample_domain: Any) -> tuple[Domain, Domain]:
+    "Source and target of the arguments of `fit`. Raises `InputError` for what cannot be used."
+    texts, (names, labels) = _read_texts(X), _read_labels(y)
+    is_target = _find_target(sample_domain)
+    _check_lengths(X=texts, y=labels, sample_domain=is_target)
+    check_texts(texts, "X")
+    for name, rows, sign in (("source", ~is_target, "> 0"), ("target", is_target, "< 0")):
+        if not rows.any():
+            raise InputError(
+                f"sample_domain names no text of the {name} ({sign}); give texts of both domains."
+            )
+    both = Domain(texts, labels, names or [str(i) for i in range(labels.shape[1])])
+    source, target = both.select(~is_target), both.select(is_target)
+    for name, part in (("source", source), ("target", target)):
+        check_positives(part, f"y of the {name}", _HINT)
+    _check_source(source)
+    return source, target
+
+# %% ../nbs/2_using/30_estimator.ipynb #30c059
+def _in_order(y: Any, classes: Sequence[str]) -> np.ndarray:
+    "The labels `y` in the order of `classes` [L], float64 [N, L]. Raises `InputError`."
+    names, labels = _read_labels(y)
+    if names is None:
+        if labels.shape[1] == len(classes):
+            return labels
+        raise InputError(
+            f"y has {labels.shape[1]} columns; give one for each of {listing(classes)}."
+        )
+    extra = [name for name in names if name not in classes]
+    if extra:
+        raise InputError(
+            f"y has the label {listing(extra)}, which was not there in fit; leave it out."
+        )
+    return pd.DataFrame(labels, columns=names).reindex(columns=classes, fill_value=0.0).to_numpy()
+
+
+def _sure_labels(labels: np.ndarray) -> np.ndarray:
+    "`labels` [N, L] with 0 for NaN in each label of which no 0 is known."
+    unsure = ~(labels == 0).any(0)
+    return np.where(unsure & np.isnan(labels), 0.0, labels)

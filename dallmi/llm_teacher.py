@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPLATE', 'LLMTeacher', 'RemoteTeacher']
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c002
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c007
 import copy
 import inspect
 import json
@@ -19,7 +19,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c003
 from .errors import InputError, check_number, first_line, listing, user_path
 from .losses.mixup import is_causal
 from .pipeline import _cache_folder, digest, is_main
@@ -35,7 +33,7 @@ from .training.adapters import check_size
 from .training.callbacks import duration, quiet_transformers
 from .training.encoder import accelerator_or_cpu, bf16_pays
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c008
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c009
 TEMPLATE = (
     "Read the text and answer the question with yes or no.\n\nText: {text}\n\n"
     "Question: Is this text about {label}?\nAnswer:"
@@ -64,7 +62,7 @@ def _check_descriptions(descriptions: Any, names: Sequence[str]) -> list[str]:
         )
     return [str(descriptions.get(name, name)) for name in names]
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c011
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c013
 def _read_answers(path: Path) -> dict[str, float]:
     "Answers by key from a cache; a line that is damaged is not there."
     found = {}
@@ -89,7 +87,7 @@ def _append_answers(path: Path, answers: Mapping[str, float]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" * bool(torn) + text)
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c014
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c016
 @dataclass
 class _Teacher:
     "What a local and a remote language model have in common as teachers."
@@ -209,7 +207,7 @@ class _Teacher:
         "Probabilities [n, l] of yes."
         raise NotImplementedError
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c016
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c018
 def _load_lm(name: Path | str) -> tuple[Any, Any]:
     "Tokenizer and causal language model of `name`, ready to answer. Raises `InputError`."
     check_size(name, lora=True, merge=False)
@@ -237,7 +235,7 @@ def _first_tokens(tokenizer: Any, answer: str) -> list[int]:
     blank = set(tokenizer(" ", add_special_tokens=False)["input_ids"])
     return sorted({row[0] for row in ids if row and row[0] not in blank})
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c017
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c019
 @dataclass
 class LLMTeacher(_Teacher):
     """A language model that is asked, of every text and label, whether the text has the label.
@@ -342,7 +340,7 @@ class LLMTeacher(_Teacher):
                 probs[:, column] = odds.sigmoid().cpu().numpy()
         return probs
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c028
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c029
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # worth another try
 
 
@@ -390,7 +388,7 @@ def _post(url: str, body: Mapping[str, Any], key: str | None, timeout: float) ->
     except OSError as e:  # no connection, a timeout, a connection cut off
         raise _TryAgain(first_line(getattr(e, "reason", None) or e)) from None
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c029
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c030
 def _yes_prob(answer: Any, answers: tuple[str, str]) -> float:
     "P(yes) from a server's answer. Raises `_TryAgain` where it says neither, or no probabilities."
     try:

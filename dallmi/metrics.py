@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'per_label_ap', 'chance_map', 'prevalences', 'evaluate', 'pu_thresholds', 'expected_f1_thresholds']
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c003
+# %% ../nbs/2_using/18_metrics.ipynb #18c007
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,14 +15,14 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from .errors import InputError
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c012
+# %% ../nbs/2_using/18_metrics.ipynb #18c015
 def _as_floats(values: Any) -> np.ndarray:
     "An array, lists or a tensor of whatever type and device as float64."
     if hasattr(values, "detach"):  # a tensor; NumPy has no bfloat16
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c013
+# %% ../nbs/2_using/18_metrics.ipynb #18c016
 def _scored_labels(labels: np.ndarray) -> np.ndarray:
     """Which labels can be scored, bool [L].
 
@@ -79,7 +79,7 @@ def prevalences(labels: np.ndarray, label_names: Sequence[str]) -> dict[str, flo
         shares[name] = float(known.mean()) if len(known) else None
     return shares
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c037
+# %% ../nbs/2_using/18_metrics.ipynb #18c036
 def _known_f1(positive: np.ndarray, labels: np.ndarray, axis: int | None = None) -> np.ndarray:
     """F1 of the decisions `positive` (bool [N, L]) on the known `labels` [N, L] along `axis`.
 
@@ -88,7 +88,7 @@ def _known_f1(positive: np.ndarray, labels: np.ndarray, axis: int | None = None)
     wrong = (positive == (labels == 0)) & ~np.isnan(labels)
     return 2 * hits / np.maximum(2 * hits + wrong.sum(axis), 1)
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c041
+# %% ../nbs/2_using/18_metrics.ipynb #18c039
 def _best_f1(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Highest F1 of every label over all thresholds, float64 [L]; 0 without a known positive.
 
@@ -101,7 +101,7 @@ def _best_f1(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
         best[j] = f1.max()
     return best
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c044
+# %% ../nbs/2_using/18_metrics.ipynb #18c042
 def _check_values(
     what: str, values: np.ndarray, good: np.ndarray, names: Sequence[Any], hint: str
 ) -> None:
@@ -146,7 +146,7 @@ def _warn_left_out(names: Sequence[Any], scored: np.ndarray) -> None:
         stacklevel=3,
     )
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c045
+# %% ../nbs/2_using/18_metrics.ipynb #18c043
 METRICS: dict[str, str | None] = {
     "mAP": "AP",
     "mAP@0.5": "AP@0.5",
@@ -204,7 +204,7 @@ def _by_label(
     rows = zip(names, values, scored, strict=True)
     return {str(name): float(value) if ok else None for name, value, ok in rows}
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c063
+# %% ../nbs/2_using/18_metrics.ipynb #18c053
 def _halfway(low: float, high: float) -> float:
     "The middle of two floats low < high, and never `high` itself: `high` lies above it."
     middle = low + (high - low) / 2
@@ -229,7 +229,7 @@ def _pu_threshold(scores: np.ndarray, positive: np.ndarray, min_recall: float = 
     best = len(values) - 1 - int(np.argmax(gain))  # argmax takes the highest of equal ones
     return _just_below(values, best)
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c064
+# %% ../nbs/2_using/18_metrics.ipynb #18c054
 def pu_thresholds(scores: np.ndarray, observed: np.ndarray, min_recall: float = 0.0) -> np.ndarray:
     """Thresholds, float64 [L], that need no negatives: each maximises its label's r²/q.
 
@@ -259,7 +259,7 @@ def pu_thresholds(scores: np.ndarray, observed: np.ndarray, min_recall: float = 
         thresholds[j] = _pu_threshold(scores[:, j], positive[:, j], min_recall)
     return thresholds
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c075
+# %% ../nbs/2_using/18_metrics.ipynb #18c062
 def _expected_f1_threshold(probs: np.ndarray) -> float:
     "The threshold of one label with the highest expected F1. `probs`: float64 [N]."
     values, counts = np.unique(probs, return_counts=True)
@@ -269,7 +269,7 @@ def _expected_f1_threshold(probs: np.ndarray) -> float:
     best = len(values) - 1 - int(np.argmax(expected))
     return _just_below(values, best)
 
-# %% ../nbs/2_using/18_metrics.ipynb #18c076
+# %% ../nbs/2_using/18_metrics.ipynb #18c063
 def expected_f1_thresholds(probs: np.ndarray) -> np.ndarray:
     """Thresholds, float64 [L], from `probs` [N, L] alone: each label's highest expected F1.
 

@@ -6,7 +6,7 @@
 __all__ = ['Teacher', 'Task', 'load_task', 'untrained_classifier', 'digest', 'SourceStage', 'is_main', 'barrier', 'check_cache',
            'source_folder', 'is_cached', 'source_classifier', 'MethodScores', 'Pipeline', 'ask_teacher', 'versions']
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c002
+# %% ../nbs/2_using/25_pipeline.ipynb #25c010
 import copy
 import hashlib
 import json
@@ -77,7 +77,7 @@ from dallmi.training.encoder import (
 from .training.trainer import DallmiArguments, DallmiTrainer
 from .words import TwoViews, Words, fit_words
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c005
+# %% ../nbs/2_using/25_pipeline.ipynb #25c013
 @dataclass(frozen=True)
 class Task:
     """What one run works on: `source` labelled, `target` with its labels as a method may see
@@ -95,7 +95,7 @@ class Task:
     given_ids: Sequence[str] = ()
     notes: Sequence[str] = ()
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c009
+# %% ../nbs/2_using/25_pipeline.ipynb #25c017
 def _where(domain: Any, otherwise: str) -> str:
     "What to call a domain in a message: its path, or `otherwise`."
     return str(domain) if isinstance(domain, (str, os.PathLike)) else otherwise
@@ -120,7 +120,7 @@ def _hold_out(
     check_positives(target, where)
     return target, test, notes
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c010
+# %% ../nbs/2_using/25_pipeline.ipynb #25c018
 def _labels_to_come(
     source: Any, target: Any, label_fraction: float | None, options: Mapping[str, Any]
 ) -> Any:
@@ -139,7 +139,7 @@ def _labels_to_come(
     names = load_domain(source, **options).label_names
     return rows.assign(**dict.fromkeys(names, np.nan))
 
-
+# %% ../nbs/2_using/25_pipeline.ipynb #25c019
 def load_task(
     source: DomainLike | Domain,
     target: DomainLike | Domain,
@@ -192,7 +192,7 @@ def load_task(
         seen = mask_labels(all_labels, label_fraction, masking, seed, trust_negatives)
     return Task(first, second.with_labels(seen), held_out, all_labels, given_ids, notes)
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c027
+# %% ../nbs/2_using/25_pipeline.ipynb #25c029
 _SAMPLE = 1000
 
 
@@ -209,7 +209,7 @@ def _choose_length(tokenizer: PreTrainedTokenizerBase, *domains: Domain, most: i
         longest = max(longest, float(np.quantile([len(t) for t in tokens["input_ids"]], 0.9)))
     return min(max(16, -(-int(longest) // 8) * 8), most, tokenizer.model_max_length)
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c030
+# %% ../nbs/2_using/25_pipeline.ipynb #25c032
 def untrained_classifier(
     label_names: Sequence[str],
     model: Path | str | None = None,
@@ -236,7 +236,7 @@ def untrained_classifier(
     network = add_lora(network, lora) if lora else network
     return Classifier(network, tokenizer, length, bf16, long_texts=long_texts)
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c033
+# %% ../nbs/2_using/25_pipeline.ipynb #25c035
 _ALIKE: dict[str, Any] = {  # in every training of this package
     "warmup_steps": 0.1,
     "weight_decay": 0.01,
@@ -268,7 +268,7 @@ class _EpochOfWindows(TrainerCallback):
     ) -> None:
         self.windows.epoch = int((state.epoch or 0) + 1e-6)
 
-
+# %% ../nbs/2_using/25_pipeline.ipynb #25c036
 def _train_classifier(
     title: str,
     classifier: Classifier,
@@ -315,7 +315,7 @@ def _train_classifier(
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c039
+# %% ../nbs/2_using/25_pipeline.ipynb #25c042
 def digest(*parts: Any) -> str:
     "Twenty-four hexadecimal digits made from bytes and JSON-able values."
     h = hashlib.sha256()
@@ -323,7 +323,7 @@ def digest(*parts: Any) -> str:
         h.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
     return h.hexdigest()[:24]
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c041
+# %% ../nbs/2_using/25_pipeline.ipynb #25c043
 @dataclass(frozen=True)
 class SourceStage:
     "How the source model is fine-tuned: everything besides the texts that decides it."
@@ -351,7 +351,7 @@ def _source_key(source: Domain, classifier: Classifier, stage: SourceStage) -> s
     data = [source.texts, source.label_names, source.labels.tobytes()]
     return digest(*weights, *data, how)
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c044
+# %% ../nbs/2_using/25_pipeline.ipynb #25c046
 def is_main() -> bool:
     "Whether this is the only process, or the first of several."
     return int(os.environ.get("RANK", 0)) == 0
@@ -362,7 +362,7 @@ def barrier() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c045
+# %% ../nbs/2_using/25_pipeline.ipynb #25c047
 _WEIGHTS = "model.safetensors"
 _FEW = 16  # texts that tell a decoder's head where to start
 
@@ -398,7 +398,7 @@ def _restore(classifier: Classifier, folder: Path) -> bool:
         load_trained(classifier.model, load(content))
     return whole
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c047
+# %% ../nbs/2_using/25_pipeline.ipynb #25c049
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """While open, no other run is inside for the same `folder`; the processes of one run go in
@@ -429,7 +429,7 @@ def _unwritable(cache: Path, why: str) -> InputError:
         "another folder in the environment variable DALLMI_CACHE."
     )
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c049
+# %% ../nbs/2_using/25_pipeline.ipynb #25c050
 def check_cache() -> Path:
     "The folder of the source models' cache. Raises `InputError` where it cannot be written."
     cache = _cache_folder()
@@ -468,7 +468,7 @@ def source_classifier(
     nn.Module.to(classifier.model, accelerator_or_cpu())
     return classifier
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c063
+# %% ../nbs/2_using/25_pipeline.ipynb #25c056
 def _as_rows(
     input_ids: Sequence[Any], columns: Mapping[str, np.ndarray], label_names: Sequence[str]
 ) -> Dataset:
@@ -481,7 +481,7 @@ def _as_rows(
     rows.info.description = json.dumps({"label_names": list(label_names)})
     return rows
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c068
+# %% ../nbs/2_using/25_pipeline.ipynb #25c063
 def _stored(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     "The probabilities of this shape that `_once` stored at `path`; None where there are none."
     try:
@@ -508,7 +508,7 @@ def _once(path: Path | None, shape: tuple[int, ...], make: Callable[[], np.ndarr
     barrier()
     return probs
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c071
+# %% ../nbs/2_using/25_pipeline.ipynb #25c065
 @dataclass(frozen=True)
 class MethodScores:
     """What a method says: probabilities of the target's texts [N, L] and the test's [M, L].
@@ -524,7 +524,7 @@ class MethodScores:
     held_out: np.ndarray | None = None
     folds: np.ndarray | None = None
 
-
+# %% ../nbs/2_using/25_pipeline.ipynb #25c066
 class Pipeline:
     """One source model and one target: trains any recipe from the same start, and scores it.
 
@@ -737,7 +737,7 @@ class Pipeline:
         replayed = _as_rows(self.source_rows["input_ids"][:], columns, names)
         return concatenate_datasets([rows, replayed])
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c092
+# %% ../nbs/2_using/25_pipeline.ipynb #25c079
 Teacher: TypeAlias = Any  # see `ask_teacher`
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -771,7 +771,7 @@ def _check_probs(probs: Any, ids: Sequence[str], names: Sequence[str], where: st
         )
     return found
 
-
+# %% ../nbs/2_using/25_pipeline.ipynb #25c080
 def _pick(table: pd.DataFrame, names: Sequence[str], where: str) -> pd.DataFrame:
     "The columns `names` of a table. Raises `InputError` where one is missing."
     lost = [name for name in names if name not in table.columns]
@@ -811,7 +811,7 @@ def _call(score: Callable[[list[str]], Any], task: Task, where: str) -> Any:
         probs = pd.DataFrame(probs, columns=mine.label_names)
     return _pick(probs, names, where) if isinstance(probs, pd.DataFrame) else probs
 
-
+# %% ../nbs/2_using/25_pipeline.ipynb #25c081
 def _ask(teacher: Teacher, task: Task, where: str) -> np.ndarray:
     "`ask_teacher` for one teacher; `where`: what a message calls it."
     names, target = task.source.label_names, task.target
@@ -853,7 +853,7 @@ def ask_teacher(teacher: Teacher, task: Task) -> np.ndarray:
     places = [f"Teacher {i} of {len(teacher)}" for i in range(1, len(teacher) + 1)]
     return np.mean([_ask(t, task, where) for t, where in zip(teacher, places, strict=True)], axis=0)
 
-# %% ../nbs/2_using/25_pipeline.ipynb #25c108
+# %% ../nbs/2_using/25_pipeline.ipynb #25c087
 def versions() -> dict[str, Any]:
     "What the numbers depend on besides the settings."
     return {

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OTHER_NAMES', 'RECIPES', 'Recipe', 'find_recipe', 'recipes_table']
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c002
+# %% ../nbs/2_using/17_recipes.ipynb #17c014
 import copy
 import inspect
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from dallmi.losses import (
 from .training.trainer import check_loss, loss_name
 from .words import Words
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c009
+# %% ../nbs/2_using/17_recipes.ipynb #17c016
 def _parameters(part: Any) -> dict[str, Any]:
     """Constructor parameters of a loss or a MixUp, read from the attributes of the same names.
 
@@ -45,7 +45,7 @@ def _parameters(part: Any) -> dict[str, Any]:
             raise InputError(f"{kind} does not keep its parameter {name!r}; set self.{name} in it.")
     return {name: getattr(part, name) for name in names}
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c013
+# %% ../nbs/2_using/17_recipes.ipynb #17c019
 _RANGES = {
     "rounds": (1, 10),
     "balanced_share": (0, 1),
@@ -71,7 +71,7 @@ def _check_range(name: str, value: Any) -> None:
     low, high = _RANGES[name]
     check_number(name, value, low, high, whole=name in ("rounds", "batch_size", "epochs"))
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c016
+# %% ../nbs/2_using/17_recipes.ipynb #17c021
 _PARTS: dict[str, Any] = {"mixup": MixUp, "words": Words}
 
 
@@ -189,7 +189,7 @@ def _changed_part(name: str, part: Any, changes: dict[str, Any]) -> Any:
     changed = replace(part or kind(), **changes)
     return changed if changed.weight > 0 else None
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c028
+# %% ../nbs/2_using/17_recipes.ipynb #17c029
 RECIPES: dict[str, Recipe] = {
     "anchored": Recipe(
         AnchoredLoss(),
@@ -225,7 +225,7 @@ RECIPES: dict[str, Recipe] = {
     "supervised": Recipe(BCELoss(unknown="ignore"), labels="all"),
 }
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c038
+# %% ../nbs/2_using/17_recipes.ipynb #17c035
 def _read_value(text: str, default: Any, name: str) -> Any:
     "The `text` of a setting as a value of the type of its `default`. Raises `InputError`."
     kind = type(default)
@@ -256,7 +256,7 @@ def _read_changes(spec: str, name: str, rest: str, known: Mapping[str, Any]) -> 
         changes[key] = _read_value(text, known[key], key)
     return changes
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c039
+# %% ../nbs/2_using/17_recipes.ipynb #17c036
 def find_recipe(
     spec: str | Recipe,
     recipes: Mapping[str, Recipe] = RECIPES,
@@ -281,7 +281,7 @@ def find_recipe(
     changes = _read_changes(spec, name, rest, recipe.settings())
     return recipe.change(**{**changes, **overrides})
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c052
+# %% ../nbs/2_using/17_recipes.ipynb #17c045
 def recipes_table() -> str:
     "The recipes as a table in plain text: parts, what they learn from, budget; a line each."
     rows = []

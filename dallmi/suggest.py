@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRATEGIES', 'GUESS', 'suggest', 'merge_labels', 'suggest_file']
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c003
+# %% ../nbs/2_using/23_suggest.ipynb #23c006
 import csv
 import json
 import os
@@ -27,7 +27,7 @@ from .files import atomic_path, check_output, safe_cell, spreadsheet_safe, writi
 from .inference import Classifier
 from .losses.anchored import _log_odds
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c009
+# %% ../nbs/2_using/23_suggest.ipynb #23c011
 _LEAST = 1e-6  # probabilities nearer to 0 or 1 count as this far from it
 
 
@@ -58,7 +58,7 @@ def _likely(probs: np.ndarray) -> np.ndarray:
     labels = np.argsort(np.argsort(probs.mean(0)))
     return -(place * probs.shape[1] + labels).min(1).astype(float)
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c013
+# %% ../nbs/2_using/23_suggest.ipynb #23c015
 STRATEGIES = ("random", "likely", "uncertain", "disagreement")
 _POOL = 5  # with diversity, so many times n texts are considered
 
@@ -106,7 +106,7 @@ def _choose(scores: np.ndarray, texts: Sequence[str], n: int, diverse: bool) -> 
         return _spread_out(scores, texts, n)
     return np.argsort(-scores, kind="stable")[:n]
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c026
+# %% ../nbs/2_using/23_suggest.ipynb #23c030
 def _views(classifier: Classifier, texts: Sequence[str]) -> tuple[np.ndarray, Any]:
     "Probabilities [N, L] by the whole classifier, and those of its two views, None for one."
     encoder = classifier.score_tokens(classifier.tokenize(texts))
@@ -173,19 +173,13 @@ def suggest(
     table.insert(2, GUESS, [_guess(probs[i], thresholds, names) for i in rows])
     return table
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c031
+# %% ../nbs/2_using/23_suggest.ipynb #23c035
 def _form(table: pd.DataFrame, ids: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
     "The sheet to be filled in: id, guess, text, and a blank column per label."
     about = {"id": list(ids), GUESS: table[GUESS], "text": table["text"]}
     return pd.DataFrame(about, dtype=object).assign(**dict.fromkeys(names, ""))
 
-
-def _studio_tasks(form: pd.DataFrame) -> list[dict[str, Any]]:
-    "The texts as tasks of Label Studio, the guess beside each."
-    columns = ["id", "text", GUESS]
-    return [{"data": dict(zip(columns, row, strict=True))} for row in form[columns].to_numpy()]
-
-
+# %% ../nbs/2_using/23_suggest.ipynb #23c036
 def _write_form(form: pd.DataFrame, names: Sequence[str], out: Path) -> None:
     "Write the sheet as CSV, as tasks of Label Studio (.json), or as records (.jsonl)."
     if out.suffix.lower() == ".csv":
@@ -198,18 +192,7 @@ def _write_form(form: pd.DataFrame, names: Sequence[str], out: Path) -> None:
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
         out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-
-def _interface(names: Sequence[str]) -> str:
-    "The labelling interface of Label Studio for these labels."
-    from xml.sax.saxutils import quoteattr
-
-    choices = "".join(f"<Choice value={quoteattr(name)}/>" for name in names)
-    return (
-        f'<View><Text name="text" value="$text"/><Header value="${GUESS}" size="6"/>'
-        f'<Choices name="labels" toName="text" choice="multiple">{choices}</Choices></View>'
-    )
-
-# %% ../nbs/2_using/23_suggest.ipynb #23c036
+# %% ../nbs/2_using/23_suggest.ipynb #23c041
 def _is_blank(value: Any) -> bool:
     "Whether a cell holds nothing, or a word for a missing value."
     return value is None or str(value).strip().lower() in BLANK
@@ -219,26 +202,6 @@ def _plain(value: Any) -> str:
     "A cell as text, without the apostrophe that `safe_cell` may have put before it."
     text = str(value)
     return text[1:] if text.startswith("'") and safe_cell(text[1:]) == text else text
-
-
-def _studio_rows(path: Path) -> pd.DataFrame:
-    "Rows of an export of Label Studio (JSON): id, text and a list of labels, None where skipped."
-    try:
-        tasks = json.loads(path.read_bytes().decode("utf-8-sig"))
-        rows = []
-        for task in tasks:
-            said = [a for a in task["annotations"] if not a.get("was_cancelled")]
-            chosen = None
-            for part in said[-1]["result"] if said else ():
-                chosen = [*(chosen or []), *part["value"].get("choices", [])]
-            labels = [] if said and chosen is None else chosen
-            rows.append({"id": None, **task["data"], "labels": labels})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            f"'{path}' is no export of Label Studio with annotations; export it as JSON (not "
-            "JSON-MIN), or as CSV."
-        ) from None
-    return pd.DataFrame(rows, dtype=object)
 
 
 @dataclass(frozen=True)
@@ -251,7 +214,7 @@ class _Round:
     labels: np.ndarray
     rows: list[int]
 
-
+# %% ../nbs/2_using/23_suggest.ipynb #23c043
 def _column_labels(rows: pd.DataFrame, names: Sequence[str], text: str, where: str) -> np.ndarray:
     "Labels [n, L] of a file with a column of 1, 0 or blank per label."
     return _labels_from_columns(rows, list(names), where)
@@ -275,7 +238,7 @@ def _choice_labels(rows: pd.DataFrame, names: Sequence[str], text: str, where: s
     labels[filled] = found.select_labels(list(names), where).labels
     return labels
 
-
+# %% ../nbs/2_using/23_suggest.ipynb #23c044
 def _read_round(file: DomainLike, names: Sequence[str], text_column: str | None) -> _Round:
     "A filled-in file. Raises `InputError` that names the row of what cannot be used."
     if isinstance(file, (str, os.PathLike)) and str(file).lower().endswith(".json"):
@@ -303,7 +266,7 @@ def _read_round(file: DomainLike, names: Sequence[str], text_column: str | None)
     plain = ["" if _is_blank(value) else _plain(value) for value in ids]
     return _Round(where, plain, texts, labels, kept.tolist())
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c037
+# %% ../nbs/2_using/23_suggest.ipynb #23c046
 class _Merging:
     "The target's texts and labels while rounds of labels are merged into them."
 
@@ -375,7 +338,7 @@ class _Merging:
                 f"text and differ in {self.names[differ[0]]!r}; keep one of them."
             )
 
-
+# %% ../nbs/2_using/23_suggest.ipynb #23c047
 def merge_labels(
     target: Domain,
     labelled: DomainLike | Sequence[DomainLike],
@@ -399,7 +362,44 @@ def merge_labels(
     labels = np.stack(merging.labels)
     return Domain(merging.texts, labels, target.label_names, merging.ids, origin)
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c047
+# %% ../nbs/2_using/23_suggest.ipynb #23c051
+def _studio_tasks(form: pd.DataFrame) -> list[dict[str, Any]]:
+    "The texts as tasks of Label Studio, the guess beside each."
+    columns = ["id", "text", GUESS]
+    return [{"data": dict(zip(columns, row, strict=True))} for row in form[columns].to_numpy()]
+
+
+def _interface(names: Sequence[str]) -> str:
+    "The labelling interface of Label Studio for these labels."
+    from xml.sax.saxutils import quoteattr
+
+    choices = "".join(f"<Choice value={quoteattr(name)}/>" for name in names)
+    return (
+        f'<View><Text name="text" value="$text"/><Header value="${GUESS}" size="6"/>'
+        f'<Choices name="labels" toName="text" choice="multiple">{choices}</Choices></View>'
+    )
+
+
+def _studio_rows(path: Path) -> pd.DataFrame:
+    "Rows of an export of Label Studio (JSON): id, text and a list of labels, None where skipped."
+    try:
+        tasks = json.loads(path.read_bytes().decode("utf-8-sig"))
+        rows = []
+        for task in tasks:
+            said = [a for a in task["annotations"] if not a.get("was_cancelled")]
+            chosen = None
+            for part in said[-1]["result"] if said else ():
+                chosen = [*(chosen or []), *part["value"].get("choices", [])]
+            labels = [] if said and chosen is None else chosen
+            rows.append({"id": None, **task["data"], "labels": labels})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"'{path}' is no export of Label Studio with annotations; export it as JSON (not "
+            "JSON-MIN), or as CSV."
+        ) from None
+    return pd.DataFrame(rows, dtype=object)
+
+# %% ../nbs/2_using/23_suggest.ipynb #23c054
 def _is_form(path: Path) -> bool:
     "Whether a file is a sheet of ours. Raises `InputError` where it was filled in."
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pu_auc', 'did_it_help', 'verdict_text']
 
-# %% ../nbs/2_using/19_verdict.ipynb #19c003
+# %% ../nbs/2_using/19_verdict.ipynb #19c017
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,27 +13,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-# %% ../nbs/2_using/19_verdict.ipynb #19c010
+# %% ../nbs/2_using/19_verdict.ipynb #19c019
 def _share_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
     "For each of `scores` [n] the share of the `others` [m] below it; a tie counts half."
     ordered = np.sort(others)
     left, right = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
     return (left + right) / (2 * len(ordered))
 
-
-def pu_auc(scores: np.ndarray, observed: np.ndarray, folds: np.ndarray | None = None) -> np.ndarray:
-    """AUC of every label with unlabelled texts in place of negatives, float64 [L].
-
-    `scores`: [N, L], any real numbers. `observed`: [N, L], 1 where a positive is observed. `folds`:
-    [N], which texts were scored by the same model; only these are compared. Under SCAR, where a
-    share p of the unlabelled texts of a label is positive, this is (1 − p) AUC + p / 2. NaN for a
-    label without an observed positive."""
-    scores = np.asarray(scores, dtype=np.float64)
-    rise, counted, _ = _rises(np.zeros_like(scores), scores, np.asarray(observed), folds)
-    with np.errstate(invalid="ignore"):
-        return rise.sum(0) / counted.sum(0) + 0.5
-
-# %% ../nbs/2_using/19_verdict.ipynb #19c012
+# %% ../nbs/2_using/19_verdict.ipynb #19c020
 def _rises(
     before: np.ndarray, after: np.ndarray, observed: np.ndarray, folds: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -57,7 +44,20 @@ def _rises(
             counted[own, j] = True
     return rise, counted, part
 
-# %% ../nbs/2_using/19_verdict.ipynb #19c024
+# %% ../nbs/2_using/19_verdict.ipynb #19c021
+def pu_auc(scores: np.ndarray, observed: np.ndarray, folds: np.ndarray | None = None) -> np.ndarray:
+    """AUC of every label with unlabelled texts in place of negatives, float64 [L].
+
+    `scores`: [N, L], any real numbers. `observed`: [N, L], 1 where a positive is observed. `folds`:
+    [N], which texts were scored by the same model; only these are compared. Under SCAR, where a
+    share p of the unlabelled texts of a label is positive, this is (1 − p) AUC + p / 2. NaN for a
+    label without an observed positive."""
+    scores = np.asarray(scores, dtype=np.float64)
+    rise, counted, _ = _rises(np.zeros_like(scores), scores, np.asarray(observed), folds)
+    with np.errstate(invalid="ignore"):
+        return rise.sum(0) / counted.sum(0) + 0.5
+
+# %% ../nbs/2_using/19_verdict.ipynb #19c030
 def _influences(
     rise: np.ndarray, counted: np.ndarray, part: np.ndarray, positive: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +86,7 @@ def _finding(mean: float, variance: float, free: float, count: int, level: float
     found: dict[str, Any] = {"word": _word(low, high), "difference": float(mean)}
     return found | {"low": low, "high": high, "positives": int(count)}
 
-# %% ../nbs/2_using/19_verdict.ipynb #19c027
+# %% ../nbs/2_using/19_verdict.ipynb #19c033
 _LEAST = 2  # observed positives of a label: one has no spread
 _UNKNOWN = {"word": "cannot tell", "difference": None, "low": None, "high": None}
 
@@ -136,7 +136,7 @@ def did_it_help(
     whole = _finding(weight @ mean, ((moved @ weight) ** 2).sum(), free, count.sum(), level)
     return whole | {"labels": labels, "level": level}
 
-# %% ../nbs/2_using/19_verdict.ipynb #19c034
+# %% ../nbs/2_using/19_verdict.ipynb #19c038
 _ADVICE = {
     "helped": "",
     "cannot tell": "label more texts, chosen by chance, to know",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORD_FILES', 'WordModel', 'fit_words', 'Words', 'TwoViews']
 
-# %% ../nbs/1_method/09_words.ipynb #09c002
+# %% ../nbs/1_method/09_words.ipynb #09c011
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from .errors import InputError, check_number, first_line
 from .losses.anchored import _log_odds, prior_shift
 
-# %% ../nbs/1_method/09_words.ipynb #09c013
+# %% ../nbs/1_method/09_words.ipynb #09c012
 def _fit_rows(
     labels: np.ndarray, anchor: np.ndarray | None, pos_weight: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

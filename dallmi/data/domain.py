@@ -6,7 +6,7 @@
 __all__ = ['BLANK', 'films_table', 'Domain', 'as_unlabelled', 'name_list', 'match_labels', 'load_films', 'check_positives',
            'check_disjoint', 'check_overlap', 'tokenize_domain', 'check_texts', 'check_rows', 'check_names']
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c003
+# %% ../../nbs/1_method/01_domains.ipynb #01c008
 import csv
 import hashlib
 import json
@@ -27,7 +27,7 @@ from ..errors import InputError, check_number, listing
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c010
+# %% ../../nbs/1_method/01_domains.ipynb #01c009
 def films_table(part: str) -> pd.DataFrame:
     """The bundled films corpus as its file has it, all cells strings: id, title, year, text and a
     column per genre.
@@ -38,7 +38,7 @@ def films_table(part: str) -> pd.DataFrame:
     path = str(files("dallmi") / "films" / f"{part}.csv")
     return pd.read_csv(path, dtype=object, keep_default_na=False, encoding="utf-8")
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c023
+# %% ../../nbs/1_method/01_domains.ipynb #01c024
 @dataclass(frozen=True, eq=False)
 class Domain:
     """Texts of one kind with their three-state labels.
@@ -64,10 +64,7 @@ class Domain:
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-        odd = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-        if odd is not None:
-            raise InputError(f"Text {odd + 1} is {texts[odd]!r:.40}; a text is a string.")
-        _check_sizes(self)
+        _check_parts(self)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -80,18 +77,8 @@ class Domain:
         """The texts of `rows`, in that order: row numbers, or one boolean per text.
 
         Raises `InputError` for a row that there is not."""
-        try:
-            index = np.asarray(rows)
-            chosen = np.arange(len(self))[index if index.size else index.astype(int)]
-        except (IndexError, TypeError, ValueError):
-            chosen = np.zeros((1, 1))
-        if chosen.ndim != 1:
-            raise InputError(
-                f"rows={str(rows)[:40]} are no rows of {len(self)} texts; give a list of row "
-                f"numbers from 0 to {len(self) - 1}, or one boolean per text."
-            )
-        texts = [self.texts[i] for i in chosen]
-        ids = [self.ids[i] for i in chosen]
+        chosen = _row_numbers(rows, len(self))
+        texts, ids = ([part[i] for i in chosen] for part in (self.texts, self.ids))
         return Domain(texts, self.labels[chosen], self.label_names, ids, self.origin)
 
     def with_labels(self, labels: np.ndarray, label_names: Sequence[str] | None = None) -> "Domain":
@@ -103,20 +90,9 @@ class Domain:
         """The same texts with the labels `names` only, in that order.
 
         Raises `InputError` for a name that it lacks, or fewer than 2."""
-        have = self.label_names
-        names = name_list(names, have)
-        missing = [name for name in names if name not in have]
-        if missing:
-            raise InputError(
-                f"{where} has no label {listing(missing)}; its labels are {listing(have)}"
-                f"{_name_hint(missing, have)}."
-            )
-        if len(names) < 2:
-            raise InputError(
-                f"{where}: too few labels are left ({listing(names)}); keep at least 2."
-            )
-        columns = [have.index(name) for name in names]
-        return self.with_labels(self.labels[:, columns], names)
+        chosen = _names_among(names, self.label_names, where)
+        columns = [self.label_names.index(name) for name in chosen]
+        return self.with_labels(self.labels[:, columns], chosen)
 
     def split(self, test: float = 0.2, seed: int = 0) -> tuple["Domain", "Domain"]:
         """Train and test part, shuffled; `test` is the share of the latter.
@@ -130,16 +106,7 @@ class Domain:
 
         Written to CSV, Parquet or JSONL, `load_domain` reads it back as this domain. Raises
         `InputError` where a label is called 'id' or 'text', or cannot be written."""
-        broken = {"Cc", "Cs"}  # line breaks and the like, halves of an emoji
-        odd = [
-            name
-            for name in self.label_names
-            if name in ("", "id", "text") or broken & set(map(unicodedata.category, name))
-        ]
-        if odd:
-            raise InputError(
-                f"The label {listing(odd)} cannot be the name of a column here; rename it."
-            )
+        _check_columns(self.label_names)
         labels = pd.DataFrame(self.labels, columns=self.label_names)
         about = pd.DataFrame({"id": self.ids, "text": self.texts}, dtype=object)
         return pd.concat([about, labels], axis=1)
@@ -150,7 +117,7 @@ class Domain:
         types |= {name: Value("float32") for name in self.label_names}
         return Dataset.from_pandas(self.to_pandas(), Features(types), preserve_index=False)
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c031
+# %% ../../nbs/1_method/01_domains.ipynb #01c032
 def _label_matrix(labels: object) -> np.ndarray:
     "A float32 copy of `labels`. Raises `InputError` where they are no numbers."
     try:
@@ -171,12 +138,12 @@ def as_unlabelled(labels: np.ndarray, trust_negatives: bool = False) -> np.ndarr
         return labels
     return np.where(labels == 1, labels, np.float32(np.nan))
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c034
+# %% ../../nbs/1_method/01_domains.ipynb #01c035
 def _clean_name(name: object) -> str:
     "`name` as a string in Unicode's composed form (NFC), without outer blanks."
     return unicodedata.normalize("NFC", str(name)).strip()
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c036
+# %% ../../nbs/1_method/01_domains.ipynb #01c037
 def _split_names(text: str, separator: str = ",") -> list[str]:
     """The names in `text`; one with the separator in it stands in double quotes, as in CSV.
 
@@ -216,7 +183,7 @@ def name_list(names: str | Sequence[str], have: Collection[str] = ()) -> list[st
         raise InputError(f"The label {listing(twice)} is named twice; name each label once.")
     return found
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c039
+# %% ../../nbs/1_method/01_domains.ipynb #01c040
 def _name_hint(missing: Sequence[str], have: Sequence[str]) -> str:
     "What may be meant by the `missing` names, as the end of a sentence; empty where nothing."
     spelled = {name.casefold(): name for name in have}
@@ -228,8 +195,12 @@ def _name_hint(missing: Sequence[str], have: Sequence[str]) -> str:
     return ""
 
 
-def _check_sizes(domain: "Domain") -> None:
-    "Raise `InputError` where the parts of `domain` do not fit each other."
+def _check_parts(domain: "Domain") -> None:
+    "Raise `InputError` for a text that is no string, and where the parts do not fit each other."
+    odd_text = next((i for i, text in enumerate(domain.texts) if not isinstance(text, str)), None)
+    if odd_text is not None:
+        given = domain.texts[odd_text]
+        raise InputError(f"Text {odd_text + 1} is {given!r:.40}; a text is a string.")
     shape = (len(domain.texts), len(domain.label_names))
     if domain.labels.shape != shape:
         raise InputError(
@@ -249,7 +220,50 @@ def _as_list(values: object, what: str) -> list:
         raise InputError(f"The {what} are {str(values)[:40]!r}; give a list of strings.")
     return list(values)
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c041
+# %% ../../nbs/1_method/01_domains.ipynb #01c042
+def _row_numbers(rows: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
+    "`rows` of `n` texts, numbers or booleans, as numbers. Raises `InputError` for others."
+    try:
+        index = np.asarray(rows)
+        chosen = np.arange(n)[index if index.size else index.astype(int)]
+    except (IndexError, TypeError, ValueError):
+        chosen = np.zeros((1, 1))
+    if chosen.ndim != 1:
+        raise InputError(
+            f"rows={str(rows)[:40]} are no rows of {n} texts; give a list of row "
+            f"numbers from 0 to {n - 1}, or one boolean per text."
+        )
+    return chosen
+
+
+def _names_among(names: str | Sequence[str], have: list[str], where: str) -> list[str]:
+    "`names` as a list. Raises `InputError` for one that is not in `have`, or fewer than 2."
+    names = name_list(names, have)
+    missing = [name for name in names if name not in have]
+    if missing:
+        raise InputError(
+            f"{where} has no label {listing(missing)}; its labels are {listing(have)}"
+            f"{_name_hint(missing, have)}."
+        )
+    if len(names) < 2:
+        raise InputError(f"{where}: too few labels are left ({listing(names)}); keep at least 2.")
+    return names
+
+
+def _check_columns(names: list[str]) -> None:
+    "Raise `InputError` for `names` that cannot be columns beside `id` and `text`."
+    broken = {"Cc", "Cs"}  # line breaks and the like, halves of an emoji
+    odd = [
+        name
+        for name in names
+        if name in ("", "id", "text") or broken & set(map(unicodedata.category, name))
+    ]
+    if odd:
+        raise InputError(
+            f"The label {listing(odd)} cannot be the name of a column here; rename it."
+        )
+
+# %% ../../nbs/1_method/01_domains.ipynb #01c044
 _NO_MARKS = {ord(c): None for c in string.printable if unicodedata.category(c)[0] in "PZC"}
 
 
@@ -262,7 +276,7 @@ def _text_key(text: str) -> bytes:
         kept = "".join(c for c in text if unicodedata.category(c)[0] in "LMNS")
     return hashlib.sha1((kept or text.strip()).encode()).digest()
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c042
+# %% ../../nbs/1_method/01_domains.ipynb #01c045
 def _split_rows(texts: list[str], test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "Row numbers of a train and a test part; copies of a text go to the same part."
     check_number("test", test, -np.inf)
@@ -285,7 +299,7 @@ def _split_rows(texts: list[str], test: float, seed: int) -> tuple[np.ndarray, n
         )
     return rows[cut:], rows[:cut]
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c047
+# %% ../../nbs/1_method/01_domains.ipynb #01c050
 def match_labels(source: Domain, target: Domain, where: str = "target") -> Domain:
     """`target` with its labels in the order of `source`'s.
 
@@ -304,14 +318,14 @@ def match_labels(source: Domain, target: Domain, where: str = "target") -> Domai
         "restrict both to common labels with only_labels=… (--only-labels)."
     )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c051
+# %% ../../nbs/1_method/01_domains.ipynb #01c054
 def load_films(part: str) -> Domain:
     "The `Domain` of the bundled films, 'source' or 'target', every label known."
     table = films_table(part)
     genres = list(table.columns[4:])  # to the right of id, title, year and text
     return Domain(table["text"], table[genres], genres, table["id"])
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c054
+# %% ../../nbs/1_method/01_domains.ipynb #01c057
 def check_positives(
     domain: Domain,
     where: str,
@@ -325,7 +339,7 @@ def check_positives(
             f"{where}: no observed positive of {listing(none)}; label at least one text or {hint}."
         )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c057
+# %% ../../nbs/1_method/01_domains.ipynb #01c060
 def _common(first: Domain, second: Domain) -> list[tuple[str, str]]:
     "Pairs of ids of the texts of `second` that are in `first` too."
     seen = {_text_key(text): name for name, text in zip(first.ids, first.texts, strict=True)}
@@ -342,7 +356,7 @@ def check_disjoint(train: Domain, test: Domain) -> None:
             f"{both[0][0]!r}, in the test {both[0][1]!r}); remove them from one of the two."
         )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c060
+# %% ../../nbs/1_method/01_domains.ipynb #01c063
 _MOST_COMMON = {"test": 0.1, "target": 0.5}  # the share of its texts that the source may hold
 
 
@@ -368,7 +382,7 @@ def check_overlap(source: Domain, target: Domain, test: Domain | None = None) ->
         said.append(f"{sentence}.")
     return said
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c065
+# %% ../../nbs/1_method/01_domains.ipynb #01c068
 _AT_ONCE = 10_000
 
 
@@ -401,7 +415,7 @@ def tokenize_domain(
     rows.info.description = json.dumps({"label_names": domain.label_names})
     return rows
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c080
+# %% ../../nbs/1_method/01_domains.ipynb #01c083
 BLANK = {"", "nan", "-nan", "nat", "none", "null", "na", "n/a", "#n/a", "#na", "<na>"}
 _INVISIBLE = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and patterns that show nothing
 
@@ -447,7 +461,7 @@ def check_texts(texts: Sequence[object], where: str) -> None:
             "texts with text_column=… (--text-column)."
         )
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c082
+# %% ../../nbs/1_method/01_domains.ipynb #01c085
 def _check_ids(ids: list[str], where: str) -> None:
     "Raise `InputError` where one of the `ids` [N] is blank or occurs twice, with the row."
     seen: set[str] = set()
@@ -472,7 +486,7 @@ def check_rows(texts: list[str], ids: list[str], where: str) -> None:
     check_texts(texts, where)
     _check_ids(ids, where)
 
-# %% ../../nbs/1_method/01_domains.ipynb #01c084
+# %% ../../nbs/1_method/01_domains.ipynb #01c087
 def _name_key(name: str) -> str:
     "What two spellings of one name have in common."
     shown = "".join(c for c in name if unicodedata.category(c) != "Cf")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'load_domain', 'load_domains', 'describe_data', 'load_paper_pair']
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c007
+# %% ../../nbs/2_using/11_labels.ipynb #11c035
 import ast
 import inspect
 import json
@@ -49,7 +49,7 @@ from ..errors import InputError, check_number, first_line, listing, unknown_name
 if TYPE_CHECKING:  # transformers takes a second to import
     from transformers import PreTrainedTokenizerBase
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c016
+# %% ../../nbs/2_using/11_labels.ipynb #11c040
 def _unknown_values(unknown: object) -> frozenset[str]:
     "The cells that are declared as unknown, as lower-case strings. Raises `InputError`."
     if unknown is None:
@@ -88,7 +88,7 @@ def _all_numbers(text: str) -> bool:
     except ValueError:
         return False
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c019
+# %% ../../nbs/2_using/11_labels.ipynb #11c043
 _FOREIGN = {"on": 1, "ja": 1, "oui": 1, "si": 1, "sí": 1, "sim": 1, "wahr": 1, "vrai": 1}
 _FOREIGN |= {"off": 0, "nein": 0, "non": 0, "não": 0, "falsch": 0, "faux": 0}  # answers elsewhere
 
@@ -147,7 +147,7 @@ def _is_binary(column: Iterable[object], unknown: frozenset[str] = frozenset()) 
         return False
     return True
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c024
+# %% ../../nbs/2_using/11_labels.ipynb #11c046
 def _with_commas(text: str) -> str:
     "The Python literal `text` with a comma between strings or numbers that have none."
     tokens, last = [], None
@@ -181,7 +181,7 @@ def _literal(text: str) -> Any:
         raise ValueError("is an object with a key twice")
     return value
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c027
+# %% ../../nbs/2_using/11_labels.ipynb #11c049
 _Listed: TypeAlias = str | float | list | dict | None
 _PREFIX = "__label__"  # of fastText
 
@@ -234,7 +234,7 @@ def _listed(cell: object, unknown: frozenset[str] = frozenset(), plain: bool = F
         return None if f"{float(cell):g}" in unknown else float(cell)
     raise ValueError("is no list of names")
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c030
+# %% ../../nbs/2_using/11_labels.ipynb #11c052
 class _Cell(NamedTuple):
     "A string that lists names, and where it stands."
 
@@ -260,7 +260,7 @@ def _find_separator(cells: Sequence[_Cell]) -> str:
         )
     return used[0] if used else ""
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c033
+# %% ../../nbs/2_using/11_labels.ipynb #11c055
 _IN_NAMES = {*" -_.'’()", " and ", " or "}  # signs that names hold often
 _BETWEEN_NAMES = set("/&>:,;+")  # and sometimes
 
@@ -312,7 +312,7 @@ def _find_composite(names: set[str], asked: set[str] | None = None) -> tuple[str
     covered = (name for name in sorted(names if asked is None else asked) if _covers(names, name))
     return next(((name, " ") for name in covered), None)
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c036
+# %% ../../nbs/2_using/11_labels.ipynb #11c058
 _NO_NAMES = {
     "a date": r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[./]\d\d?[./]\d{2,4}",
     "an address": r"\w+://.*|[^@\s]+@[^@\s]+\.\w+",
@@ -369,7 +369,7 @@ def _check_listing(names: Counter, rows: int, place: str) -> None:
             "list of labels; name the label columns with label_columns=… (--label-columns)."
         )
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c039
+# %% ../../nbs/2_using/11_labels.ipynb #11c061
 def _split_cell(text: str, separator: str) -> list[str] | None:
     "The names in one cell; None where there is nothing between the separators. Raises ValueError."
     names = _split_names(text, separator) if separator else [text]
@@ -400,7 +400,7 @@ def _list_names(cells: Sequence[_Listed], place: str, separator: str) -> list[li
         found.append(None if names is None else [name for name in kept if name])
     return found
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c042
+# %% ../../nbs/2_using/11_labels.ipynb #11c064
 def _labels_from_objects(
     cells: Sequence[_Listed], place: str, known: Sequence[str], unknown: frozenset[str]
 ) -> tuple[list[str], np.ndarray]:
@@ -438,7 +438,7 @@ def _numbers(cell: _Listed) -> list[float] | None:
     found = [np.nan if item == "" else float(item) for item in items]
     return found if np.isfinite(found).any() or not found else None
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c043
+# %% ../../nbs/2_using/11_labels.ipynb #11c065
 def _check_vectors(rows: Sequence[Sequence[float]], names: Sequence[str], place: str) -> bool:
     "Whether `rows` of numbers are vectors of 1 and 0, or class numbers. Raises `InputError`."
     width = len(names)
@@ -482,7 +482,7 @@ def _labels_from_numbers(
             labels[i, [int(n) for n in values if n == n]] = 1
     return labels
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c046
+# %% ../../nbs/2_using/11_labels.ipynb #11c068
 _NAME_THEM = "label_columns=… (--label-columns)"
 
 
@@ -538,7 +538,7 @@ def _check_left(rows: pd.DataFrame, text: str, where: str, unknown: frozenset[st
             f"its right do; name the label columns with {_NAME_THEM}."
         )
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c049
+# %% ../../nbs/2_using/11_labels.ipynb #11c071
 _STUDIO = {"annotation_id", "annotator", "created_at", "updated_at", "lead_time", "agreement"}
 _EXPORTS = [  # columns by which an export is known, and its column of labels
     ({"accept", "answer"}, "accept"),
@@ -576,7 +576,7 @@ def _rejected(rows: pd.DataFrame, labels: list[str]) -> tuple[str, np.ndarray]:
             return name, np.array([_is_rejected(value) for value in rows[name]], dtype=bool)
     return "", np.zeros(len(rows), dtype=bool)
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c052
+# %% ../../nbs/2_using/11_labels.ipynb #11c074
 @dataclass(frozen=True)
 class _Options:
     "How cells are read; see `load_domain`."
@@ -612,7 +612,7 @@ class _Sheet:
             if isinstance(cell, str) and _numbers(cell) is None:
                 yield _Cell(cell, f"{self.place}, row {row}")
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c053
+# %% ../../nbs/2_using/11_labels.ipynb #11c075
 def _read_cells(rows: pd.DataFrame, column: str, where: str, options: _Options) -> list[_Listed]:
     "The cells of a column of lists, each read alone. Raises `InputError` with the row."
     cells: list[_Listed] = []
@@ -659,7 +659,7 @@ def _choose_columns(rows: pd.DataFrame, text: str, where: str, options: _Options
         _check_left(rows, text, where, options.unknown)
     return names
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c054
+# %% ../../nbs/2_using/11_labels.ipynb #11c076
 def _drop_rejected(rows: pd.DataFrame, names: list[str], where: str, drop: bool) -> pd.DataFrame:
     "`rows` without those that an annotator rejected. Raises `InputError` unless `drop`."
     column, out = _rejected(rows, names)
@@ -700,7 +700,7 @@ def _open_sheet(source: DomainLike, options: _Options) -> _Sheet:
     labels = _labels_from_columns(rows, names, where, options.unknown)
     return _Sheet(where, texts, ids, names, labels, [], origin)
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c055
+# %% ../../nbs/2_using/11_labels.ipynb #11c077
 def _check_composites(sheet: _Sheet, lists: list, known: Sequence[str], options: _Options) -> None:
     "Raise `InputError` where a name that was read from a string is made of others, or of one."
     pairs = zip(sheet.cells, lists, strict=True)
@@ -788,7 +788,7 @@ def _close_sheet(
     check_names(list(names), sheet.where)
     return Domain(sheet.texts, labels, list(names), sheet.ids, sheet.origin)
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c057
+# %% ../../nbs/2_using/11_labels.ipynb #11c079
 _SPOKEN = {"\\t": "\t", "\\n": "\n", "tab": "\t", "space": " "}  # for shells
 
 
@@ -840,7 +840,7 @@ def _cut(domain: Domain, only_labels: Any, max_rows: int | None, where: str) -> 
         domain = domain.select_labels(only_labels, where)
     return domain if max_rows is None else domain.select(range(min(max_rows, len(domain))))
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c059
+# %% ../../nbs/2_using/11_labels.ipynb #11c081
 def load_domain(
     source: DomainLike | Domain,
     text_column: str | None = None,
@@ -889,7 +889,7 @@ def _check_domain(domain: Domain, options: _Options) -> Domain:
     check_names(domain.label_names, where)
     return domain
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c067
+# %% ../../nbs/2_using/11_labels.ipynb #11c089
 def load_domains(
     source: DomainLike | Domain,
     target: DomainLike | Domain,
@@ -959,7 +959,7 @@ def _in_part(name: str, part: Any, function: Callable[..., Any], *args: Any) -> 
             raise  # the message names the file
         raise InputError(f"In the {name}: {e}") from None
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c071
+# %% ../../nbs/2_using/11_labels.ipynb #11c093
 _FLAG = re.compile(
     r"(is|has|in|was|use|to|no|not|should|needs?)_.*|.*_(id|flag|ok|done|split)|"
     r"test|train|valid(ation)?|split|fold|flag|checked|verified|reviewed|duplicate|done|skip|index",
@@ -1006,7 +1006,7 @@ def _count_table(parts: Mapping[str, Domain]) -> str:
     more = f"\n… and {len(table) - 20} more labels" if len(table) > 20 else ""
     return table.head(20).to_string() + more
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c072
+# %% ../../nbs/2_using/11_labels.ipynb #11c094
 def describe_data(
     source: Domain,
     target: Domain,
@@ -1043,7 +1043,7 @@ def describe_data(
             lines.append(f"{name}: {len(rows)} of {len(domain)} texts {what} ({first})")
     return "\n".join(lines)
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c078
+# %% ../../nbs/2_using/11_labels.ipynb #11c099
 class _PaperPair(NamedTuple):
     "Where a pair of the paper stands in its published files."
 
@@ -1059,7 +1059,7 @@ PRESETS = {
     "arxiv": _PaperPair("arvix_older_papers.csv", "arvix_newer_papers.csv", "summaries", 3),
 }
 
-# %% ../../nbs/2_using/11_labels.ipynb #11c079
+# %% ../../nbs/2_using/11_labels.ipynb #11c100
 def load_paper_pair(name: str, folder: Path | str) -> tuple[Domain, Domain]:
     """Source and target of a pair of the paper, from the published files in `folder`.
 

@@ -12,27 +12,12 @@ import numpy as np
 
 from ..errors import InputError, check_number
 
-# %% ../../nbs/1_method/02_masking.ipynb #02c015
+# %% ../../nbs/1_method/02_masking.ipynb #02c009
 def _expected_count(share: float, n: int) -> float:
     "`share` times `n`, free of the noise of binary fractions."
     return round(float(share) * int(n), 9)
 
 
-def _keep_per_label(
-    positive: np.ndarray, label_fraction: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Of each label's positives (bool [N, L]) keep the share `label_fraction`.
-
-    Halves are rounded up; at least one is kept."""
-    kept = np.zeros_like(positive)
-    for j in range(positive.shape[1]):
-        rows = np.flatnonzero(positive[:, j])
-        count = max(1, int(_expected_count(label_fraction, len(rows)) + 0.5))
-        if len(rows):
-            kept[rng.choice(rows, count, replace=False), j] = True
-    return kept
-
-# %% ../../nbs/1_method/02_masking.ipynb #02c024
 def _keep_per_sample(
     positive: np.ndarray, label_fraction: float, rng: np.random.Generator
 ) -> np.ndarray:
@@ -48,7 +33,22 @@ def _keep_per_sample(
             kept[i, rng.choice(columns, count, replace=False)] = True
     return kept
 
-# %% ../../nbs/1_method/02_masking.ipynb #02c028
+# %% ../../nbs/1_method/02_masking.ipynb #02c012
+def _keep_per_label(
+    positive: np.ndarray, label_fraction: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Of each label's positives (bool [N, L]) keep the share `label_fraction`.
+
+    Halves are rounded up; at least one is kept."""
+    kept = np.zeros_like(positive)
+    for j in range(positive.shape[1]):
+        rows = np.flatnonzero(positive[:, j])
+        count = max(1, int(_expected_count(label_fraction, len(rows)) + 0.5))
+        if len(rows):
+            kept[rng.choice(rows, count, replace=False), j] = True
+    return kept
+
+# %% ../../nbs/1_method/02_masking.ipynb #02c014
 def _rescue_labels(kept: np.ndarray, positive: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     "`kept` [N, L], where each label that lost all its positives has one of them back."
     kept = kept.copy()
@@ -56,7 +56,7 @@ def _rescue_labels(kept: np.ndarray, positive: np.ndarray, rng: np.random.Genera
         kept[rng.choice(np.flatnonzero(positive[:, j])), j] = True
     return kept
 
-# %% ../../nbs/1_method/02_masking.ipynb #02c031
+# %% ../../nbs/1_method/02_masking.ipynb #02c020
 _Rule = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 
@@ -84,7 +84,7 @@ def _check_masking(labels: np.ndarray, label_fraction: float, masking: str) -> N
     if odd.size:
         raise InputError(f"The labels hold {odd[0]:g}; a label is 1, 0 or NaN.")
 
-# %% ../../nbs/1_method/02_masking.ipynb #02c032
+# %% ../../nbs/1_method/02_masking.ipynb #02c021
 def mask_labels(
     labels: np.ndarray,
     label_fraction: float,

@@ -6,7 +6,7 @@
 __all__ = ['ADAPTER', 'save_adapter', 'plain_lora', 'is_lora', 'add_lora', 'lora_of', 'trained_state', 'load_trained',
            'save_trained', 'merge_lora', 'load_adapter', 'check_size']
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c002
+# %% ../../nbs/2_using/16_adapters.ipynb #16c006
 import copy
 import json
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c003
+# %% ../../nbs/2_using/16_adapters.ipynb #16c007
 from ..errors import InputError, first_line, listing
 from .callbacks import quiet_transformers
 from .encoder import accelerator_or_cpu
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c015
+# %% ../../nbs/2_using/16_adapters.ipynb #16c019
 ADAPTER = "adapter_model.safetensors"
 
 
@@ -39,7 +39,7 @@ def save_adapter(model: Any, folder: Path | str) -> None:
     model.save_pretrained(folder)
     config.save_pretrained(folder)
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c018
+# %% ../../nbs/2_using/16_adapters.ipynb #16c022
 def _peft() -> Any:
     "The library `peft`. Raises `InputError` where it is not installed."
     try:
@@ -60,7 +60,7 @@ def _head_modules(model: PreTrainedModel) -> list[str]:
     pooled = any(name.split(".")[-1] == "pooler" for name, _ in inside.named_modules())
     return [*above, "pooler"] if pooled else above
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c020
+# %% ../../nbs/2_using/16_adapters.ipynb #16c024
 _USUAL = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
@@ -88,7 +88,7 @@ def _lora_config(model: PreTrainedModel, lora: Any) -> Any:
         config.modules_to_save = _head_modules(model)
     return config
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c021
+# %% ../../nbs/2_using/16_adapters.ipynb #16c025
 def plain_lora(config: Any) -> dict[str, Any]:
     "The fields of a `LoraConfig` that are not the default's, as JSON would give them back."
     usual = type(config)().to_dict()
@@ -129,7 +129,7 @@ def lora_of(model: Any) -> dict[str, Any] | None:
         return None
     return plain_lora(model.peft_config[model.active_adapter])
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c026
+# %% ../../nbs/2_using/16_adapters.ipynb #16c029
 def trained_state(model: Any) -> dict[str, Tensor]:
     "Copies of the weights of `model` that a training changes: of adapters and head, or all."
     state = model.state_dict()
@@ -157,7 +157,7 @@ def save_trained(model: Any, folder: Path | str) -> None:
     state = {name: value.cpu().contiguous() for name, value in trained_state(model).items()}
     save_file(state, Path(folder) / "model.safetensors")
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c037
+# %% ../../nbs/2_using/16_adapters.ipynb #16c038
 def merge_lora(model: Any) -> PreTrainedModel:
     """The stock model with the adapters of `model` added to its weights; `model` is used up.
 
@@ -173,7 +173,7 @@ def merge_lora(model: Any) -> PreTrainedModel:
         parameter.requires_grad_(True)
     return merged
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c039
+# %% ../../nbs/2_using/16_adapters.ipynb #16c040
 def load_adapter(folder: Path, config: PretrainedConfig) -> Any:
     """The classifier whose adapters and head `save_adapter` wrote to `folder`, with its base model.
 

@@ -59,7 +59,7 @@ def count_steps(n: int, room: int, world: int = 1) -> int:
     No part is left empty."""
     return min(-(-n // (room * world)), n // world)
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c044
+# %% ../../nbs/1_method/03_sampling.ipynb #03c043
 def _group_by_length(order: np.ndarray, lengths: np.ndarray, chunk: int) -> np.ndarray:
     "`order` (row numbers) with each run of `chunk` rows sorted by length: down, up, down, …"
     grouped = []
@@ -68,7 +68,7 @@ def _group_by_length(order: np.ndarray, lengths: np.ndarray, chunk: int) -> np.n
         grouped.append(rows[np.argsort(sign * lengths[rows], kind="stable")])
     return np.concatenate(grouped)
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c047
+# %% ../../nbs/1_method/03_sampling.ipynb #03c046
 def _uniform_parts(
     n: int,
     steps: int,
@@ -88,7 +88,7 @@ def _uniform_parts(
     sequence = range(steps) if lengths is None else _shuffled(steps, *key, 1)
     return [parts[step * world : (step + 1) * world] for step in sequence]
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c050
+# %% ../../nbs/1_method/03_sampling.ipynb #03c049
 def _check_sizes(batch_size: int, balanced: int, rank: int, world: int) -> None:
     "Raise `InputError`, saying what to change, where these numbers make no batch."
     check_number("batch_size", batch_size, 1, whole=True)
@@ -123,7 +123,7 @@ def _check_rows(
             "label some texts or set balanced=0."
         )
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c052
+# %% ../../nbs/1_method/03_sampling.ipynb #03c051
 class BalancedBatchSampler(Sampler[list[int]]):
     """Batches of row numbers: a uniform part, then `balanced` rows, round-robin over the labels.
 
