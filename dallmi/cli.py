@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_parser', 'main']
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c002
+# %% ../nbs/2_using/32_command_line.ipynb #32c027
 import argparse
 import os
 import signal
@@ -16,48 +16,7 @@ from contextlib import contextmanager
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c032
-def _quit(*_: Any) -> NoReturn:
-    "End the process at once: what Ctrl-C does while the program still imports."
-    os.write(2, b"dallmi: interrupted. Nothing was written.\n")
-    os._exit(130)
-
-
-_PATIENCE = 8.0  # seconds until a command that still loads says so
-
-
-def _say_loading() -> None:
-    "Say on stderr that the program still loads."
-    os.write(2, b"loading PyTorch and transformers ...\n")
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """While open, Ctrl-C is `_quit`; not in a notebook, and not where somebody else handles it.
-
-    Where it stays open for long, a line says so."""
-    alone = "IPython" not in sys.modules and threading.current_thread() is threading.main_thread()
-    ours = alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    timer = threading.Timer(_PATIENCE, _say_loading)
-    timer.daemon = True
-    if "IPython" not in sys.modules:
-        timer.start()
-    if ours:
-        signal.signal(signal.SIGINT, _quit)
-    try:
-        yield
-    finally:
-        timer.cancel()
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-with _importing():
-    import dallmi
-    from dallmi.errors import InputError, unknown_name, user_path
-    from dallmi.settings import Settings
-
-# %% ../nbs/2_using/32_command_line.ipynb #32c034
+# %% ../nbs/2_using/32_command_line.ipynb #32c030
 def _option(name: str) -> str:
     "The option of a setting: --max-rows."
     return "--" + name.replace("_", "-")
@@ -91,7 +50,7 @@ def _add_setting(box: Any, f: Field) -> None:
     text = f.metadata["help"] + shown
     box.add_argument(_option(f.name), default=argparse.SUPPRESS, help=text, **how)
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c040
+# %% ../nbs/2_using/32_command_line.ipynb #32c036
 def _add_settings(parser: argparse.ArgumentParser, skip: Collection[str] = ()) -> None:
     "An option for every field of `Settings` but those in `skip`, in its group."
     shown = [f for f in fields(Settings) if f.name not in skip]
@@ -101,7 +60,7 @@ def _add_settings(parser: argparse.ArgumentParser, skip: Collection[str] = ()) -
             if f.metadata["group"] == group:
                 _add_setting(box, f)
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c042
+# %% ../nbs/2_using/32_command_line.ipynb #32c038
 _DEFAULT_RECIPE = "anchored"
 _BUDGET = {
     "epochs": (int, "N", "passes over the target"),
@@ -136,7 +95,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
             help=f"{text} (default: the recipe's)",
         )
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c045
+# %% ../nbs/2_using/32_command_line.ipynb #32c041
 _COMMANDS = {
     "adapt": (
         "adapt a classifier from a labelled source domain to a target domain",
@@ -272,7 +231,7 @@ def _add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
         "--overwrite", action="store_true", help="replace what dallmi wrote there before"
     )
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c048
+# %% ../nbs/2_using/32_command_line.ipynb #32c044
 _OF_FILES = [  # settings that say how to read a file
     *("text_column", "label_columns", "label_names", "separator", "unknown", "drop_rejected"),
     "trust_negatives",
@@ -402,7 +361,7 @@ def _add_predict(commands: Any) -> None:
     _add_cluster(sub)
     _add_out(sub, "scores.csv", "file")
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c051
+# %% ../nbs/2_using/32_command_line.ipynb #32c047
 _LISTS: dict[str, tuple[type, str, tuple | None, str]] = {
     "pairs": (str, "NAME", None, "pairs of domains"),
     "methods": (str, "NAME", None, "methods (default: all)"),
@@ -433,7 +392,7 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
             required=name == "pairs",
         )
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c052
+# %% ../nbs/2_using/32_command_line.ipynb #32c048
 def _add_benchmark(commands: Any) -> None:
     "The options of `dallmi benchmark`."
     sub = _add_command(commands, "benchmark")
@@ -491,7 +450,7 @@ def _add_report(commands: Any) -> None:
         help="folder to write; a report there is replaced (default: RESULTS/report)",
     )
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c055
+# %% ../nbs/2_using/32_command_line.ipynb #32c051
 def _fail(message: object, code: int = 2) -> NoReturn:
     "Print one sentence to stderr and end with exit code `code`."
     print(f"dallmi: {message}", file=sys.stderr)
@@ -520,7 +479,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         _fail(f"{message}; see {self.prog} --help.")
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c056
+# %% ../nbs/2_using/32_command_line.ipynb #32c052
 def build_parser() -> argparse.ArgumentParser:
     "The parser of `dallmi`."
     parser = _Parser(
@@ -545,7 +504,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     return parser
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c060
+# %% ../nbs/2_using/32_command_line.ipynb #32c056
 _OTHER_OPTIONS = {
     "--keep": "--label-fraction",
     "--by": "--masking",
@@ -582,12 +541,12 @@ def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         if name.startswith("--") and name not in known and not short:
             raise unknown_name("option", name, known, also=_OTHER_OPTIONS)
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c063
+# %% ../nbs/2_using/32_command_line.ipynb #32c059
 def _given(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
     "Those of `names` that were given on the command line."
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c065
+# %% ../nbs/2_using/32_command_line.ipynb #32c061
 _DEMO = {"label_fraction": 0.1, "max_length": 64, "source_epochs": 4}
 _DEMO_BUDGET = {"compare_with": ["source", "partial:epochs=3"]}
 _QUICK = {"label_fraction": 0.3, "max_rows": 160, "max_length": 32, "source_epochs": 2}
@@ -655,7 +614,7 @@ def _run_adapt(args: argparse.Namespace) -> None:
         files += ", report.html"
         print(f"\n{result.report()}\n\n{result.record['seconds']:.0f} s; {files} in {args.out}")
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c066
+# %% ../nbs/2_using/32_command_line.ipynb #32c062
 @contextmanager
 def _executor(args: argparse.Namespace, visible: Iterable[str]) -> Iterator[Any]:
     "The executor that is asked for, None for this machine; `visible`: what its nodes must see."
@@ -754,7 +713,7 @@ def _run_report(args: argparse.Namespace) -> None:
 
     print(write_report(args.results, args.out, args.metrics or SHOWN))
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c067
+# %% ../nbs/2_using/32_command_line.ipynb #32c063
 _KEPT = {  # command: the folder in which it keeps what is done, a file in it, what to say of it
     "adapt": ("{}.partial", "identity.json", "What is done"),
     "demo": ("{}.partial", "identity.json", "What is done"),
@@ -820,6 +779,47 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c105
+# %% ../nbs/2_using/32_command_line.ipynb #32c065
+def _quit(*_: Any) -> NoReturn:
+    "End the process at once: what Ctrl-C does while the program still imports."
+    os.write(2, b"dallmi: interrupted. Nothing was written.\n")
+    os._exit(130)
+
+
+_PATIENCE = 8.0  # seconds until a command that still loads says so
+
+
+def _say_loading() -> None:
+    "Say on stderr that the program still loads."
+    os.write(2, b"loading PyTorch and transformers ...\n")
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """While open, Ctrl-C is `_quit`; not in a notebook, and not where somebody else handles it.
+
+    Where it stays open for long, a line says so."""
+    alone = "IPython" not in sys.modules and threading.current_thread() is threading.main_thread()
+    ours = alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    timer = threading.Timer(_PATIENCE, _say_loading)
+    timer.daemon = True
+    if "IPython" not in sys.modules:
+        timer.start()
+    if ours:
+        signal.signal(signal.SIGINT, _quit)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+with _importing():
+    import dallmi
+    from dallmi.errors import InputError, unknown_name, user_path
+    from dallmi.settings import Settings
+
+# %% ../nbs/2_using/32_command_line.ipynb #32c101
 if __name__ == "__main__" and "IPython" not in sys.modules:
     main()
