@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from torch.func import functional_call
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -79,16 +78,14 @@ def _evaluating(model: PreTrainedModel, bf16: bool | None = None) -> Iterator[Ca
         model.train(training)
 
 
-def _rounded(model: PreTrainedModel) -> Callable[..., Any]:
-    "What calls `model` on weights rounded to bfloat16; it keeps its own."
-    weights = {
-        name: p.bfloat16() if p.is_floating_point() else p for name, p in model.named_parameters()
+def _rounded(model: PreTrainedModel) -> PreTrainedModel:
+    "A copy of `model` with weights rounded to bfloat16; only these are made anew."
+    made: dict[int, Any] = {
+        id(p): torch.nn.Parameter(p.bfloat16(), requires_grad=False)
+        for p in model.parameters()
+        if p.is_floating_point()
     }
-
-    def call(**batch: torch.Tensor) -> Any:
-        return functional_call(model, weights, (), batch)
-
-    return call
+    return copy.deepcopy(model, made)
 
 # %% ../nbs/2_using/21_inference.ipynb #21c023
 def _check_strings(texts: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, Protocol, TextIO, TypeVar, cast
 
 import numpy as np
@@ -514,6 +515,9 @@ class _Here:
         return partial(_table_of, self.classifier, chunk, name)
 
 
+_LOADING = Lock()  # threads that begin together would each load it
+
+
 @lru_cache(1)
 def _kept_classifier(checkpoint: str, long_texts: str, engine: str, print_: str) -> Classifier:
     "The classifier of a checkpoint, loaded once in a process. Raises `InputError` for another."
@@ -528,7 +532,9 @@ def _kept_classifier(checkpoint: str, long_texts: str, engine: str, print_: str)
 
 def _scored_there(how: tuple[str, str, str, str], chunk: _Chunk, name: str | None) -> pa.Table:
     "In another process: the scores of a chunk, by what `_kept_classifier` makes of `how`."
-    return _table_of(_kept_classifier(*how), chunk, name)
+    with _LOADING:
+        classifier = _kept_classifier(*how)
+    return _table_of(classifier, chunk, name)
 
 
 class _Elsewhere:

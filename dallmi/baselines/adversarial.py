@@ -21,7 +21,7 @@ from ..inference import Classifier
 from ..losses.base import check_shapes, full_precision
 from ..training.encoder import bf16_pays, head_of, pad_batch
 
-# %% ../../nbs/3_judging/35_adversarial.ipynb #35c006
+# %% ../../nbs/3_judging/35_adversarial.ipynb #35c007
 class Discriminator(nn.Sequential):
     "Logit [B, 1] that features [B, H] are a source text's: H → 4·H → 4·H → 1 with LeakyReLU."
 
@@ -33,23 +33,6 @@ class Discriminator(nn.Sequential):
             nn.LeakyReLU(),
             nn.Linear(4 * hidden, 1),
         )
-
-# %% ../../nbs/3_judging/35_adversarial.ipynb #35c009
-def _features(
-    model: PreTrainedModel, batch: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    "What the head's last layer reads, [B, H], and the logits [B, L] of a padded batch."
-    seen: list[torch.Tensor] = []
-
-    def remember(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        seen.append(args[0])
-
-    handle = head_of(model).register_forward_pre_hook(remember)
-    try:
-        logits = model(**batch).logits
-    finally:
-        handle.remove()
-    return seen[0], logits
 
 # %% ../../nbs/3_judging/35_adversarial.ipynb #35c011
 def bernoulli_distillation(
@@ -63,7 +46,7 @@ def bernoulli_distillation(
     own = F.binary_cross_entropy_with_logits(t, t.sigmoid(), reduction="none")
     return temperature**2 * (cross - own).mean(0).sum()
 
-# %% ../../nbs/3_judging/35_adversarial.ipynb #35c012
+# %% ../../nbs/3_judging/35_adversarial.ipynb #35c014
 def aad_loss(
     target_features: torch.Tensor,
     student_logits: torch.Tensor,
@@ -88,14 +71,31 @@ def aad_loss(
     distilled = bernoulli_distillation(student_logits, teacher_logits, temperature)
     return told_apart + fooled + distilled
 
-# %% ../../nbs/3_judging/35_adversarial.ipynb #35c029
+# %% ../../nbs/3_judging/35_adversarial.ipynb #35c022
+def _features(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "What the head's last layer reads, [B, H], and the logits [B, L] of a padded batch."
+    seen: list[torch.Tensor] = []
+
+    def remember(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(args[0])
+
+    handle = head_of(model).register_forward_pre_hook(remember)
+    try:
+        logits = model(**batch).logits
+    finally:
+        handle.remove()
+    return seen[0], logits
+
+
 def _new_discriminator(hidden: int, seed: int) -> Discriminator:
     "A `Discriminator` with weights from `seed` alone; the global random state stays as it is."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return Discriminator(hidden)
 
-# %% ../../nbs/3_judging/35_adversarial.ipynb #35c032
+
 def _paired_rows(
     n_source: int, n_target: int, epochs: int, batch_size: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -108,7 +108,7 @@ def _paired_rows(
         for rows in np.array_split(rng.permutation(n_target), batches):
             yield rng.choice(n_source, len(rows)), rows
 
-# %% ../../nbs/3_judging/35_adversarial.ipynb #35c034
+# %% ../../nbs/3_judging/35_adversarial.ipynb #35c023
 def _batch(
     classifier: Classifier, input_ids: Sequence[list[int]], rows: np.ndarray
 ) -> dict[str, torch.Tensor]:
@@ -116,7 +116,7 @@ def _batch(
     texts = pad_batch(classifier.tokenizer, [input_ids[i] for i in rows])
     return {name: tensor.to(classifier.model.device) for name, tensor in texts.items()}
 
-# %% ../../nbs/3_judging/35_adversarial.ipynb #35c035
+# %% ../../nbs/3_judging/35_adversarial.ipynb #35c024
 def _step_loss(
     model: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -139,7 +139,7 @@ def _step_loss(
         discriminator,
     )
 
-# %% ../../nbs/3_judging/35_adversarial.ipynb #35c036
+# %% ../../nbs/3_judging/35_adversarial.ipynb #35c025
 def adapt_adversarially(
     classifier: Classifier,
     source_ids: Sequence[list[int]],
