@@ -548,17 +548,9 @@ def _given(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
 
 # %% ../nbs/2_using/32_command_line.ipynb #32c061
 _DEMO = {"label_fraction": 0.1, "max_length": 64, "source_epochs": 4}
-_DEMO_BUDGET = {"compare_with": ["source", "partial:epochs=3"]}
 _QUICK = {"label_fraction": 0.3, "max_rows": 160, "max_length": 32, "source_epochs": 2}
 _QUICK_BUDGET = {"epochs": 1, "compare_with": ["source"]}
 _QUICK_SAYS = "a quick look: few texts, cut short, one pass; its numbers say nothing of the method"
-
-
-def _budget(args: argparse.Namespace) -> dict[str, Any]:
-    "What the demo spends where nothing else is asked for."
-    if args.command != "demo":
-        return {}
-    return _QUICK_BUDGET if args.quick else _DEMO_BUDGET
 
 
 def _use_free_threads(args: argparse.Namespace) -> None:
@@ -581,7 +573,7 @@ def _run_adapt(args: argparse.Namespace) -> None:
     else:
         domains = (args.source, args.target, args.test)
     Settings(**options)  # refuses before torch is loaded
-    options |= _budget(args) | _given(args, [*_BUDGET, "compare_with"])
+    options |= (_QUICK_BUDGET if quick else {}) | _given(args, [*_BUDGET, "compare_with"])
     if quick:
         print(_QUICK_SAYS, file=sys.stderr, flush=True)
     with _importing():
