@@ -356,7 +356,7 @@ def _add_predict(commands: Any) -> None:
         "--engine",
         choices=("torch", "openvino"),
         default="torch",
-        help="openvino: faster on a processor, needs the extra of that name (default: torch)",
+        help="openvino: compiled for the processor, needs the extra of that name (default: torch)",
     )
     _add_cluster(sub)
     _add_out(sub, "scores.csv", "file")
