@@ -65,15 +65,18 @@ def _length_batches(
 
 # %% ../nbs/2_using/21_inference.ipynb #21c020
 @contextmanager
-def _evaluating(model: PreTrainedModel, bf16: bool | None = None) -> Iterator[Callable[..., Any]]:
-    """While open, `model` evaluates and keeps no gradients. Gives what calls it, with `bf16`
-    (default: where it pays) on weights that were rounded to bfloat16 once."""
-    half = bf16_pays(model.device) if bf16 is None else bf16
+def _evaluating(
+    model: PreTrainedModel, bf16: bool, batches: int = 1
+) -> Iterator[Callable[..., Any]]:
+    """While open, `model` evaluates and keeps no gradients. Gives what calls it, with `bf16` in
+    bfloat16: for several `batches` on a copy whose weights were rounded once."""
+    several = bf16 and batches > 1  # one batch rounds each weight once anyway
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and not several)
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            yield _rounded(model) if half else model
+        with torch.inference_mode(), autocast:
+            yield _rounded(model) if several else model
     finally:
         model.train(training)
 
@@ -190,6 +193,16 @@ class Classifier:
         return [names[i] for i in sorted(names)]
 
     @property
+    def half(self) -> bool:
+        "Whether it computes in bfloat16: `bf16`, or where that is None whether it pays."
+        return bf16_pays(self.model.device) if self.bf16 is None else self.bf16
+
+    @property
+    def engine(self) -> str:
+        "What computes the encoder, 'torch' or 'openvino'."
+        return "openvino" if self.network else "torch"
+
+    @property
     def thresholds(self) -> np.ndarray:
         """The thresholds stored with the checkpoint, float64 [L]; 0.5 where there are none.
 
@@ -255,8 +268,10 @@ class Classifier:
         probs = np.empty((len(windows), len(self.label_names)), dtype=np.float32)
         lengths, device = [len(ids) for ids in windows], self.model.device
         tokens = _CACHED if device.type == "cpu" else 4 * _CACHED
-        with _evaluating(self.model, self.bf16) as call:
-            for rows in _length_batches(lengths, tokens):
+        batches = _length_batches(lengths, tokens)
+        half = self.half and self.network is None  # a compiled network asks nothing of the model
+        with _evaluating(self.model, half, len(batches)) as call:
+            for rows in batches:
                 batch = pad_batch(self.tokenizer, [windows[i] for i in rows])
                 logits = self.network(batch) if self.network else call(**batch.to(device)).logits
                 probs[rows] = logits.float().sigmoid().cpu().numpy()
@@ -268,8 +283,7 @@ class Classifier:
         """The same classifier, whose encoder OpenVINO has compiled for this processor, with the
         weights as they are now; the word view is shared. Raises `InputError` without the extra
         `openvino`, on an accelerator, and for a model that OpenVINO cannot compute."""
-        half = bf16_pays(self.model.device) if self.bf16 is None else self.bf16
-        return replace(self, network=_compiled(self.model, self.tokenizer, half))
+        return replace(self, network=_compiled(self.model, self.tokenizer, self.half))
 
     def decide(self, probs: np.ndarray) -> list[list[str]]:
         "For each row of `probs` [N, L], the names of the labels over their thresholds."

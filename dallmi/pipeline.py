@@ -68,7 +68,6 @@ from dallmi.training.adapters import (
 from .training.callbacks import Progress, last_checkpoint, quiet_transformers
 from dallmi.training.encoder import (
     accelerator_or_cpu,
-    bf16_pays,
     default_model,
     load_encoder,
     pad_batch,
@@ -294,7 +293,7 @@ def _train_classifier(
     args = DallmiArguments(
         output_dir=str(folder),
         seed=seed,
-        bf16=bf16_pays(classifier.model.device) if classifier.bf16 is None else classifier.bf16,
+        bf16=classifier.half,
         save_strategy="steps" if save else "no",
         balanced_share=balanced_share,
         per_device_train_batch_size=batch_size,

@@ -544,8 +544,7 @@ class _Elsewhere:
         self.executor, self.ahead = executor, 2 * getattr(executor, "jobs", 1)
         folder = user_path(checkpoint, "a model")
         place = str(folder.absolute()) if folder.is_dir() else str(checkpoint)  # on the hub
-        engine = "openvino" if classifier.network else "torch"
-        self.how = (place, classifier.long_texts, engine, _fingerprint(classifier))
+        self.how = (place, classifier.long_texts, classifier.engine, _fingerprint(classifier))
 
     def begin(self, chunk: _Chunk, name: str | None) -> Callable[[], pa.Table]:
         "Have a chunk scored; what waits for its scores."
@@ -623,8 +622,7 @@ def _fingerprint(classifier: Classifier) -> str:
         for found in (words.model.coefficients, words.scale, words.shift):
             h.update(np.ascontiguousarray(found).tobytes())
     about = (classifier.window_length, classifier.long_texts, classifier.bf16)
-    engine = "openvino" if classifier.network else "torch"
-    h.update(repr([about, engine, classifier.thresholds.tolist()]).encode())
+    h.update(repr([about, classifier.engine, classifier.thresholds.tolist()]).encode())
     return h.hexdigest()[:24]
 
 # %% ../nbs/2_using/22_streams.ipynb #22c050

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..errors import InputError
 from ..inference import Classifier
 from ..losses.base import check_shapes, full_precision
-from ..training.encoder import bf16_pays, head_of, pad_batch
+from ..training.encoder import head_of, pad_batch
 
 # %% ../../nbs/3_judging/35_adversarial.ipynb #35c007
 class Discriminator(nn.Sequential):
@@ -162,7 +162,7 @@ def adapt_adversarially(
             f"source and {len(target_ids)} target texts."
         )
     model, head = classifier.model, head_of(classifier.model)
-    bf16 = bf16_pays(model.device) if classifier.bf16 is None else classifier.bf16
+    bf16 = classifier.half
     teacher = deepcopy(model).eval()
     discriminator = _new_discriminator(head.in_features, seed).to(model.device)
     model.eval()  # no dropout: in one of the two encoders alone it would give the domains away
