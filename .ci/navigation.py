@@ -69,7 +69,7 @@ def install_cell(page: Path) -> dict[str, Any]:
 
 def is_install(cell: dict[str, Any]) -> bool:
     "Whether a cell is one of those, also where an editor gave it another id."
-    return cell["cell_type"] == "code" and "".join(cell["source"]).startswith(INSTALL[:80])
+    return cell["cell_type"] == "code" and "".join(cell["source"]).startswith(INSTALL.partition("  #")[0])
 
 
 def without(text: str) -> str:
