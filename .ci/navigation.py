@@ -69,7 +69,8 @@ def install_cell(page: Path) -> dict[str, Any]:
 
 def is_install(cell: dict[str, Any]) -> bool:
     "Whether a cell is one of those, also where an editor gave it another id."
-    return cell["cell_type"] == "code" and "".join(cell["source"]).startswith(INSTALL.partition("  #")[0])
+    begins = INSTALL.partition("  #")[0]
+    return cell["cell_type"] == "code" and "".join(cell["source"]).startswith(begins)
 
 
 def without(text: str) -> str:
