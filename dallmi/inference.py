@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Classifier', 'save_checkpoint', 'checkpoint_folder', 'RandomWindows']
 
-# %% ../nbs/2_using/21_inference.ipynb #21c015
+# %% ../nbs/2_using/21_inference.ipynb #21c039
 import copy
 import json
 import numbers
@@ -45,7 +45,7 @@ from .training.callbacks import quiet_transformers
 from .training.encoder import accelerator_or_cpu, bf16_pays, pad_batch
 from .words import WORD_FILES, TwoViews
 
-# %% ../nbs/2_using/21_inference.ipynb #21c017
+# %% ../nbs/2_using/21_inference.ipynb #21c041
 _CACHED = 4096  # tokens whose hidden states stay in a processor's cache
 
 
@@ -63,7 +63,7 @@ def _length_batches(
         batch.append(row)
     return [*batches, batch] if batch else batches
 
-# %% ../nbs/2_using/21_inference.ipynb #21c020
+# %% ../nbs/2_using/21_inference.ipynb #21c044
 @contextmanager
 def _evaluating(
     model: PreTrainedModel, bf16: bool, batches: int = 1
@@ -90,7 +90,7 @@ def _rounded(model: PreTrainedModel) -> PreTrainedModel:
     }
     return copy.deepcopy(model, made)
 
-# %% ../nbs/2_using/21_inference.ipynb #21c023
+# %% ../nbs/2_using/21_inference.ipynb #21c047
 def _check_strings(texts: Sequence[str]) -> None:
     "Raise `InputError` for what is no list of strings."
     if isinstance(texts, str):
@@ -118,7 +118,7 @@ def _check_thresholds(thresholds: np.ndarray, labels: Sequence[str]) -> None:
             "from 0 to 1."
         )
 
-# %% ../nbs/2_using/21_inference.ipynb #21c025
+# %% ../nbs/2_using/21_inference.ipynb #21c049
 def _why_thresholds(kept: object, labels: Sequence[str]) -> str | None:
     "Why `kept` are no thresholds of `labels` [L], as the rest of a sentence; None where they are."
     if not isinstance(kept, Mapping):
@@ -150,7 +150,7 @@ def _stored_thresholds(config: PretrainedConfig, labels: Sequence[str]) -> np.nd
         )
     return np.array([config.thresholds[name] for name in labels], dtype=np.float64)
 
-# %% ../nbs/2_using/21_inference.ipynb #21c027
+# %% ../nbs/2_using/21_inference.ipynb #21c053
 _SLICE = 2**20  # characters that the tokenizer gets at once: it keeps a lot about each
 
 
@@ -165,7 +165,7 @@ def _slices(lengths: Sequence[int], most: int = _SLICE) -> Iterator[slice]:
     if lengths:
         yield slice(start, len(lengths))
 
-# %% ../nbs/2_using/21_inference.ipynb #21c028
+# %% ../nbs/2_using/21_inference.ipynb #21c055
 @dataclass
 class Classifier:
     """A stock multi-label classifier with its tokenizer.
@@ -328,7 +328,7 @@ class Classifier:
             found.words = _load_words(name, found.label_names)
         return found
 
-# %% ../nbs/2_using/21_inference.ipynb #21c045
+# %% ../nbs/2_using/21_inference.ipynb #21c061
 def save_checkpoint(classifier: Classifier, folder: Path, card: str) -> None:
     "Write a stock checkpoint into the new folder `folder`, with `card` as its README.md."
     tokenizer = classifier.tokenizer
@@ -353,7 +353,7 @@ def save_checkpoint(classifier: Classifier, folder: Path, card: str) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
 
-# %% ../nbs/2_using/21_inference.ipynb #21c052
+# %% ../nbs/2_using/21_inference.ipynb #21c064
 _UNKNOWN_LENGTH = 10**6  # transformers' tokenizers give a huge number where they know no limit
 
 
@@ -398,7 +398,7 @@ def _why_no_classifier(config: PretrainedConfig, tokenizer: PreTrainedTokenizerB
         return "comes without tokenizer files"
     return None
 
-# %% ../nbs/2_using/21_inference.ipynb #21c053
+# %% ../nbs/2_using/21_inference.ipynb #21c065
 def _load_model(place: Path | str) -> PreTrainedModel:
     "A float32 classifier with the weights stored at `place`, all of them. Raises `InputError`."
     model, about = AutoModelForSequenceClassification.from_pretrained(
@@ -455,7 +455,7 @@ def _load_pair(name: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         raise InputError(f"The model '{name}' {unfit}.")
     return model, tokenizer
 
-# %% ../nbs/2_using/21_inference.ipynb #21c055
+# %% ../nbs/2_using/21_inference.ipynb #21c067
 _TRIED = 1024  # tokens: a model whose positions end does so before, or far beyond
 
 
@@ -521,7 +521,7 @@ def _load_words(name: Path | str, labels: Sequence[str]) -> TwoViews:
         ) from None
     return words
 
-# %% ../nbs/2_using/21_inference.ipynb #21c065
+# %% ../nbs/2_using/21_inference.ipynb #21c080
 _OFF = 1e-3  # how far a compiled model's probabilities may lie from PyTorch's, in float32
 _INPUTS = ("input_ids", "attention_mask")
 
@@ -586,7 +586,7 @@ def _compiled(
         )
     return lambda batch: torch.from_numpy(network({n: batch[n].numpy() for n in _INPUTS})[0])
 
-# %% ../nbs/2_using/21_inference.ipynb #21c070
+# %% ../nbs/2_using/21_inference.ipynb #21c087
 _OVERLAP = 0.25  # of a window, with the one before
 
 
@@ -622,7 +622,7 @@ def _mean_of_windows(probs: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     sums = np.add.reduceat(probs.astype(np.float64), starts, axis=0)
     return (sums / np.asarray(counts)[:, None]).astype(np.float32)
 
-# %% ../nbs/2_using/21_inference.ipynb #21c074
+# %% ../nbs/2_using/21_inference.ipynb #21c091
 class RandomWindows:
     """A transform of tokenized rows (`Dataset.with_transform`): of a long text, one window.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Executor', 'predict_file']
 
-# %% ../nbs/2_using/22_streams.ipynb #22c019
+# %% ../nbs/2_using/22_streams.ipynb #22c043
 import csv
 import gzip
 import hashlib
@@ -48,7 +48,7 @@ from dallmi.files import (
 from .inference import Classifier
 from .training.callbacks import duration
 
-# %% ../nbs/2_using/22_streams.ipynb #22c021
+# %% ../nbs/2_using/22_streams.ipynb #22c045
 _KINDS = ("csv", "tsv", "jsonl", "parquet")
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
@@ -68,7 +68,7 @@ class _Table:
     columns: list[str]
     cells: Callable[[Sequence[str]], Iterator[Sequence[Any]]]
 
-# %% ../nbs/2_using/22_streams.ipynb #22c023
+# %% ../nbs/2_using/22_streams.ipynb #22c047
 _LONGEST_CELL = 2**26  # characters; more is a quote that nobody closed
 _KNOWN_ENDS = 1000  # last cells that are remembered, to know a row when a quote has eaten it
 
@@ -166,7 +166,7 @@ def _clean(columns: Iterable[Any]) -> list[str]:
         raise ValueError(f"it has more than one column named {listing(twins)}; rename them")
     return names
 
-# %% ../nbs/2_using/22_streams.ipynb #22c026
+# %% ../nbs/2_using/22_streams.ipynb #22c050
 def _open_jsonl(file: io.BufferedIOBase) -> _Table:
     "An open JSONL file; its columns are the keys of the first object. Raises ValueError."
     rows = _json_rows(_text_lines(file))
@@ -204,7 +204,7 @@ def _open_table(file: Any, kind: str) -> _Table:
         return _open_csv(file, _SEPARATORS[kind])
     return _open_jsonl(file) if kind == "jsonl" else _open_parquet(file)
 
-# %% ../nbs/2_using/22_streams.ipynb #22c029
+# %% ../nbs/2_using/22_streams.ipynb #22c053
 @dataclass(frozen=True)
 class _Input:
     """One input of a run. `where`: what messages call it; `name`: what the table of scores calls
@@ -270,7 +270,7 @@ def _input(source: Any, kind: str) -> _Input:
         lambda: _in_memory(rows),
     )
 
-# %% ../nbs/2_using/22_streams.ipynb #22c031
+# %% ../nbs/2_using/22_streams.ipynb #22c056
 _ROWS, _CHARACTERS = 512, 500_000  # of a chunk, at most
 
 
@@ -317,7 +317,7 @@ def _check_chunk(chunk: _Chunk, where: str) -> None:
             raise InputError(f"{where}, row {row}: {why}.")
         seen.add(name)
 
-# %% ../nbs/2_using/22_streams.ipynb #22c033
+# %% ../nbs/2_using/22_streams.ipynb #22c058
 def _rows_of(table: _Table, text_column: str | None, where: str) -> Iterator[tuple[Any, str]]:
     "Text and id of every row of a table: the row's number where there are no ids, '' for a hole."
     text = find_text_column(pd.DataFrame(columns=table.columns), text_column, where)
@@ -373,7 +373,7 @@ def _chunks(source: _Input, text_column: str | None) -> Iterator[_Chunk]:
     if not row:
         raise InputError(f"{source.where} has no rows, so there is nothing to score.")
 
-# %% ../nbs/2_using/22_streams.ipynb #22c036
+# %% ../nbs/2_using/22_streams.ipynb #22c061
 def _count(source: _Input, text_column: str | None) -> int:
     """The rows of an input that can be read twice, all of them checked, at eight bytes of memory
     each. Raises `InputError`, also where two have the same id."""
@@ -393,7 +393,7 @@ def _count(source: _Input, text_column: str | None) -> int:
             seen |= {name} if hash(name) in alike else set()
     return len(hashes)
 
-# %% ../nbs/2_using/22_streams.ipynb #22c039
+# %% ../nbs/2_using/22_streams.ipynb #22c064
 class _Meter:
     """Progress on stderr: a line after ten seconds, then one a minute; on a terminal one line that
     is rewritten. `total`: texts, None where nobody knows."""
@@ -431,7 +431,7 @@ class _Meter:
         if self.stream.isatty() and self.done > self.kept:
             self.stream.write("\n")
 
-# %% ../nbs/2_using/22_streams.ipynb #22c041
+# %% ../nbs/2_using/22_streams.ipynb #22c068
 def _table_of(classifier: Classifier, chunk: _Chunk, name: str | None) -> pa.Table:
     "The scores of a chunk: `id`, `file` (its `name`, if any), a probability per label, `labels`."
     probs = classifier.score(chunk.texts)
@@ -486,7 +486,7 @@ def _write_parts(path: Path, parts: Iterable[Path], kind: str, packed: bool) -> 
         if packed:
             file.close()
 
-# %% ../nbs/2_using/22_streams.ipynb #22c044
+# %% ../nbs/2_using/22_streams.ipynb #22c071
 class Executor(Protocol):
     """What calls functions somewhere else: `concurrent.futures`, and what behaves like it.
 
@@ -560,7 +560,7 @@ class _Elsewhere:
 
         return wait
 
-# %% ../nbs/2_using/22_streams.ipynb #22c045
+# %% ../nbs/2_using/22_streams.ipynb #22c072
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -581,7 +581,7 @@ def _ahead(items: Iterable[_T], begin: Callable[[_T], _R], most: int) -> Iterato
     if broken is not None:
         raise broken
 
-# %% ../nbs/2_using/22_streams.ipynb #22c049
+# %% ../nbs/2_using/22_streams.ipynb #22c076
 def _is_scores(path: Path) -> bool:
     "Whether a file is one that `predict_file` wrote, by the names of its columns."
     kind = _kind_of(path)
@@ -625,7 +625,7 @@ def _fingerprint(classifier: Classifier) -> str:
     h.update(repr([about, classifier.engine, classifier.thresholds.tolist()]).encode())
     return h.hexdigest()[:24]
 
-# %% ../nbs/2_using/22_streams.ipynb #22c050
+# %% ../nbs/2_using/22_streams.ipynb #22c077
 _PART = "part-{:07}.parquet"
 
 
@@ -713,7 +713,7 @@ def _to_file(
             "the same command goes on there)."
         ) from None
 
-# %% ../nbs/2_using/22_streams.ipynb #22c052
+# %% ../nbs/2_using/22_streams.ipynb #22c079
 def _to_stdout(
     scorer: "_Here | _Elsewhere",
     chunks: Iterator[tuple[str | None, _Chunk]],
@@ -749,7 +749,7 @@ def _to_stdout(
             f"Standard output takes no more after {meter.done:,} texts: {why}; {gone}."
         ) from None
 
-# %% ../nbs/2_using/22_streams.ipynb #22c054
+# %% ../nbs/2_using/22_streams.ipynb #22c081
 def _check_choice(name: str, value: str | None, known: Sequence[str]) -> None:
     "Raise `InputError` for a value that is none of the `known` ones."
     if value is not None and value not in known:
