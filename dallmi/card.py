@@ -80,7 +80,7 @@ def plot_results(metrics: _Metrics, chance: Mapping[str, float | None]) -> Figur
     fig.legend(loc="outside upper center", ncols=2, frameon=False)
     return fig
 
-# %% ../nbs/2_using/27_card.ipynb #27c024
+# %% ../nbs/2_using/27_card.ipynb #27c026
 def _card_header(base_model: str | None, method: str, metrics: _Metrics) -> str:
     "The metadata of a card, YAML: what the hub shows and searches."
     base = base_model or HUB_DEFAULT
@@ -105,7 +105,7 @@ def _card_header(base_model: str | None, method: str, metrics: _Metrics) -> str:
     )
     return data.to_yaml().strip()
 
-# %% ../nbs/2_using/27_card.ipynb #27c027
+# %% ../nbs/2_using/27_card.ipynb #27c029
 _CARD = """---
 {header}
 ---
@@ -132,7 +132,7 @@ of both views together are in `words.safetensors`.
 """
 _NOT_MEASURED = "No labelled target texts were given, so nothing was measured."
 
-# %% ../nbs/2_using/27_card.ipynb #27c028
+# %% ../nbs/2_using/27_card.ipynb #27c030
 def _markdown_table(metrics: _Metrics) -> str:
     "The metrics of the methods, in percent, as a Markdown table."
     lines = [
@@ -170,12 +170,13 @@ def _kept(record: Mapping[str, Any]) -> str:
 
 
 def _verdict_paragraph(record: Mapping[str, Any]) -> str:
-    "What a card says of the verdict, and of the model that was kept; '' without a verdict."
-    lines = " ".join(line.strip() for line in "\n".join(_verdict_lines(record)).splitlines())
-    said = safe_name(lines, "markdown")
-    return f"{said[:1].upper()}{said[1:]}.\n\n" if said else ""
+    "What a card says of the verdict, and of the model that was kept, in sentences; '' for none."
+    text = "\n".join(_verdict_lines(record)).strip().replace("\n  (", " (")
+    sentences = [line.strip() for line in text.splitlines()]
+    said = " ".join(f"{s[:1].upper()}{s[1:]}{'' if s.endswith('?') else '.'}" for s in sentences)
+    return f"{safe_name(said, 'markdown')}\n\n" if said else ""
 
-# %% ../nbs/2_using/27_card.ipynb #27c029
+# %% ../nbs/2_using/27_card.ipynb #27c031
 def model_card(record: Mapping[str, Any]) -> str:
     "Text of the checkpoint's README.md, from the record of a run (`Adaptation.record`)."
     metrics, counts = record["metrics"], record["counts"]
@@ -197,7 +198,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         **counts,
     )
 
-# %% ../nbs/2_using/27_card.ipynb #27c034
+# %% ../nbs/2_using/27_card.ipynb #27c038
 def run_report(record: Mapping[str, Any]) -> str:
     "A run in a screen of text: what was done, and the table of what was measured."
     settings, counts, metrics = record["settings"], record["counts"], record["metrics"]

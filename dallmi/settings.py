@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Settings']
 
-# %% ../nbs/2_using/24_settings.ipynb #24c009
+# %% ../nbs/2_using/24_settings.ipynb #24c006
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,12 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from .errors import InputError, check_number
 
-# %% ../nbs/2_using/24_settings.ipynb #24c014
-def _setting(default: Any, group: str, help: str, **more: Any) -> Any:
-    "A dataclass field with what the command line needs to offer it: its `group`, its `help`, …"
-    return field(default=default, metadata={"group": group, "help": help, **more})
-
-# %% ../nbs/2_using/24_settings.ipynb #24c017
+# %% ../nbs/2_using/24_settings.ipynb #24c030
 _RANGES = {
     "max_rows": (2, 10**9),
     "max_length": (4, 100_000),
@@ -30,7 +25,7 @@ _RANGES = {
     "seed": (0, 2**32 - 1),
 }
 
-# %% ../nbs/2_using/24_settings.ipynb #24c022
+# %% ../nbs/2_using/24_settings.ipynb #24c033
 def _plain(value: Any) -> Any:
     """`value` as JSON would give it back: a path as a string, names as a list, a scalar of NumPy
     as a number."""
@@ -48,7 +43,7 @@ def _plain(value: Any) -> Any:
         return [str(item) for item in value]
     return value
 
-# %% ../nbs/2_using/24_settings.ipynb #24c025
+# %% ../nbs/2_using/24_settings.ipynb #24c036
 def _check_kind(name: str, value: Any, kinds: Collection[Any]) -> None:
     "Raise `InputError` where `value` fits none of the `kinds` of a field, or is out of its range."
     words = [word for kind in kinds for word in get_args(kind) if isinstance(word, str)]
@@ -74,7 +69,12 @@ def _check_kind(name: str, value: Any, kinds: Collection[Any]) -> None:
         what = "text or a list of it" if len(kinds) > 2 else "text"
         raise InputError(f"{name}={value!r:.40} cannot be used; give {what}, or leave it out.")
 
-# %% ../nbs/2_using/24_settings.ipynb #24c027
+# %% ../nbs/2_using/24_settings.ipynb #24c038
+def _setting(default: Any, group: str, help: str, **more: Any) -> Any:
+    "A dataclass field with what the command line needs to offer it: its `group`, its `help`, …"
+    return field(default=default, metadata={"group": group, "help": help, **more})
+
+# %% ../nbs/2_using/24_settings.ipynb #24c039
 @dataclass(frozen=True)
 class Settings:
     """What decides a run besides its texts and its recipe. Raises `InputError` for a value that
