@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DomainLike', 'read_table', 'read_rows', 'find_text_column']
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c030
+# %% ../../nbs/2_using/10_reading.ipynb #10c003
 import csv
 import json
 import os
@@ -23,7 +23,7 @@ from datasets import ClassLabel, Dataset, Features, load_dataset
 from .domain import _clean_name, films_table
 from ..errors import InputError, first_line, listing, user_path
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c033
+# %% ../../nbs/2_using/10_reading.ipynb #10c034
 _STARTS = {  # by which a file is known, whatever its name says
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
@@ -70,7 +70,7 @@ def _csv_rows(content: str, separator: str) -> list[list[str]]:
         csv.field_size_limit(limit)
     return rows
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c035
+# %% ../../nbs/2_using/10_reading.ipynb #10c036
 _WORDS = {"1": 1.0, "true": 1.0, "yes": 1.0, "y": 1.0, "t": 1.0}
 _WORDS |= {"0": 0.0, "false": 0.0, "no": 0.0, "n": 0.0, "f": 0.0}
 
@@ -105,7 +105,7 @@ def _check_separator(header: list[str], separator: str) -> None:
             f"{_NAMES_OF_SEPARATORS[separator]}; save it as a .csv file with commas"
         )
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c036
+# %% ../../nbs/2_using/10_reading.ipynb #10c037
 def _read_csv(path: Path | str, separator: str = ",") -> pd.DataFrame:
     """Rows of a CSV file, all cells strings; row 1 is the first below the header.
 
@@ -137,7 +137,7 @@ def _read_tsv(path: Path | str) -> pd.DataFrame:
     "As `_read_csv`, with tabs between the cells."
     return _read_csv(path, "\t")
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c040
+# %% ../../nbs/2_using/10_reading.ipynb #10c041
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     "The dict of a JSON object's `pairs`; ValueError where a key comes twice."
     row = dict(pairs)
@@ -168,7 +168,7 @@ def _read_jsonl(path: Path | str) -> pd.DataFrame:
         raise ValueError("it is empty; write one JSON object per line")
     return pd.DataFrame(rows, dtype=object)
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c043
+# %% ../../nbs/2_using/10_reading.ipynb #10c044
 _NO_VECTORS = "as vectors of 1 and 0 do; store them as such, or as a column of 1 and 0 per label"
 
 
@@ -228,7 +228,7 @@ def _name_classes(rows: pd.DataFrame, features: Mapping[str, Any]) -> pd.DataFra
         rows[column] = pd.Series(cells, dtype=object)
     return rows
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c044
+# %% ../../nbs/2_using/10_reading.ipynb #10c045
 def _plain_rows(df: pd.DataFrame) -> pd.DataFrame:
     "`df` with its rows numbered from 0; an index with a name becomes a column."
     nameless = any(name is None or name in df.columns for name in df.index.names)
@@ -247,7 +247,7 @@ def _read_parquet(path: Path | str) -> pd.DataFrame:
     except Exception as e:  # pyarrow raises errors of many kinds
         raise ValueError(first_line(e)) from None
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c048
+# %% ../../nbs/2_using/10_reading.ipynb #10c049
 _READERS: dict[str, Callable[[Path | str], pd.DataFrame]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
@@ -300,7 +300,7 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
         why = f"cannot be read as {kind[1:].upper()}: {first_line(e)}"
         raise InputError(f"'{path}' {why}.") from None
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c051
+# %% ../../nbs/2_using/10_reading.ipynb #10c052
 DomainLike: TypeAlias = str | os.PathLike[str] | pd.DataFrame | Dataset | pa.Table
 
 
@@ -311,7 +311,7 @@ def _dataset_rows(ds: Dataset) -> pd.DataFrame:
     except ValueError as e:
         raise InputError(f"The data set cannot be read: {first_line(e)}.") from None
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c056
+# %% ../../nbs/2_using/10_reading.ipynb #10c057
 def _read_hub(name: str) -> Dataset:
     """The hub data set 'owner/name[/config][:split]' (split 'train' where none is named).
 
@@ -331,7 +331,7 @@ def _read_hub(name: str) -> Dataset:
             "check its name, its split and the connection."
         ) from None
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c058
+# %% ../../nbs/2_using/10_reading.ipynb #10c059
 def _name_columns(rows: pd.DataFrame, where: str) -> pd.DataFrame:
     """`rows` with its column names as strings, NFC and without outer blanks.
 
@@ -353,7 +353,7 @@ def _name_columns(rows: pd.DataFrame, where: str) -> pd.DataFrame:
             raise InputError(f"{where}: the id {value!a:.40} in row {row} is no text.") from None
     return rows
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c059
+# %% ../../nbs/2_using/10_reading.ipynb #10c060
 def _kind_of(source: object) -> str:
     "What an object is, for a message."
     kind = type(source).__name__
@@ -391,7 +391,7 @@ def read_rows(source: DomainLike) -> tuple[pd.DataFrame, str]:
         return _name_columns(_dataset_rows(_read_hub(name)), str(source)), str(source)
     return _name_columns(read_table(source), f"'{source}'"), f"'{source}'"
 
-# %% ../../nbs/2_using/10_reading.ipynb #10c062
+# %% ../../nbs/2_using/10_reading.ipynb #10c063
 def _text_hint(columns: list[str], name: str) -> str:
     "What may be wrong where there is no column `name`, as the end of a sentence."
     if any(column.casefold() == name.casefold() for column in columns):

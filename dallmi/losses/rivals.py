@@ -68,7 +68,7 @@ def splc_loss(logits: Tensor, labels: Tensor, epoch: float, threshold: float = 0
     target = (positive | found).to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(0).sum()
 
-# %% ../../nbs/2_using/12_rivals.ipynb #12c030
+# %% ../../nbs/2_using/12_rivals.ipynb #12c044
 def _per_label(values: float | np.ndarray | Tensor, logits: Tensor) -> Tensor:
     "`values`, a number or [L], as a tensor like `logits` [B, L]; ValueError for another shape."
     values = torch.as_tensor(values, dtype=logits.dtype, device=logits.device)
@@ -90,7 +90,7 @@ def _drawn_uniformly(labels: Tensor, uniform: Tensor | None) -> Tensor:
         f"uniform {list(uniform.shape)} must have one value for each of the {len(labels)} rows."
     )
 
-# %% ../../nbs/2_using/12_rivals.ipynb #12c031
+# %% ../../nbs/2_using/12_rivals.ipynb #12c045
 def _pu_risk(
     logits: Tensor,
     labels: Tensor,
@@ -113,7 +113,7 @@ def _pu_risk(
     risk = prior * plus + scale * trusted + (scale * (rest - hidden * minus)).clamp(min=0)
     return torch.where(positive.any(0) & drawn.any(0), risk, scale * trusted).sum()
 
-# %% ../../nbs/2_using/12_rivals.ipynb #12c032
+# %% ../../nbs/2_using/12_rivals.ipynb #12c046
 def nnpu_loss(
     logits: Tensor,
     labels: Tensor,
@@ -133,7 +133,7 @@ def nnpu_loss(
     prior = _per_label(prior, logits)
     return _pu_risk(logits, labels, _drawn_uniformly(labels, uniform), prior, prior)
 
-# %% ../../nbs/2_using/12_rivals.ipynb #12c035
+# %% ../../nbs/2_using/12_rivals.ipynb #12c048
 def spu_loss(
     logits: Tensor,
     labels: Tensor,
@@ -157,7 +157,7 @@ def spu_loss(
     drawn = _drawn_uniformly(labels, uniform) & (labels != 1)
     return _pu_risk(logits, labels, drawn, prior, hidden, (1 - prior) / (1 - hidden))
 
-# %% ../../nbs/2_using/12_rivals.ipynb #12c049
+# %% ../../nbs/2_using/12_rivals.ipynb #12c050
 class ASLLoss(Loss):
     "The asymmetric loss for unlabelled texts, see `asl_loss`."
 
@@ -197,7 +197,7 @@ class SPLCLoss(Loss):
         "A scalar, from `logits` and `labels` [B, L] and the `epoch` of the `batch`."
         return splc_loss(logits, labels, batch["epoch"], self.threshold)
 
-# %% ../../nbs/2_using/12_rivals.ipynb #12c051
+# %% ../../nbs/2_using/12_rivals.ipynb #12c052
 def _both_sides(labels: Tensor, drawn: Tensor) -> Tensor:
     "Bool [L]: the labels with a positive and a drawn row; `labels`, `drawn` (bool): [B, L]."
     return (labels == 1).any(0) & drawn.any(0)
