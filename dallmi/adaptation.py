@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Adaptation', 'read_task', 'fresh_classifier', 'source_model', 'adapt']
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c024
+# %% ../nbs/2_using/29_adaptation.ipynb #29c028
 import inspect
 import json
 import os
@@ -74,7 +74,7 @@ from .training.encoder import default_model
 from .verdict import did_it_help
 from .words import TwoViews
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c036
+# %% ../nbs/2_using/29_adaptation.ipynb #29c051
 def _as_arrays(scores: MethodScores) -> dict[str, Any]:
     "`scores` as named arrays."
     arrays = {"target": scores.target, "test": scores.test, "seconds": scores.seconds}
@@ -132,7 +132,7 @@ def _stage(
     barrier()
     return scores
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c041
+# %% ../nbs/2_using/29_adaptation.ipynb #29c056
 def _as_json(value: Any) -> Any:
     "`value` as it comes back from a JSON file; what JSON has no word for as text."
     return json.loads(json.dumps(value, default=str))
@@ -158,7 +158,7 @@ def _identity(
     about |= {"cross_fit": True} if cross_fit else {}
     return _as_json({**about, **asdict(settings), "data": digest(*parts)})
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c044
+# %% ../nbs/2_using/29_adaptation.ipynb #29c059
 _CHECKPOINT = [
     *("*.safetensors", "*.json", "*.pt", "*.pth", "*.bin", "*.jinja", "*.model", ".tmp*"),
     *("vocab.txt", "merges.txt", "README.md"),
@@ -193,7 +193,7 @@ def _workspace(
             raise
         barrier()
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c049
+# %% ../nbs/2_using/29_adaptation.ipynb #29c064
 def _is_page(path: Path) -> bool:
     "Whether the file at `path` is a page of ours."
     with path.open("rb") as file:
@@ -339,7 +339,7 @@ class Adaptation:
                 ) from None
         return str(url)
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c053
+# %% ../nbs/2_using/29_adaptation.ipynb #29c066
 def _check_place(
     output_dir: Path | str | None, overwrite: bool, inputs: Sequence[Any], needs: int = 0
 ) -> Path | None:
@@ -414,7 +414,7 @@ def source_model(task: Task, fresh: Classifier, settings: Settings) -> Classifie
     "The source model that `settings` describe."
     return source_classifier(task.source, fresh, _source_stage(settings))
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c055
+# %% ../nbs/2_using/29_adaptation.ipynb #29c069
 def _say_data(task: Task, fresh: Classifier) -> None:
     "On stderr: what was taken for texts and labels, and what two parts have in common."
     if is_main():
@@ -425,7 +425,7 @@ def _say_data(task: Task, fresh: Classifier) -> None:
         length = length if first else f"texts are read through windows of {fresh.max_length} tokens"
         print(*task.notes, said, length, sep="\n", file=sys.stderr, flush=True)
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c057
+# %% ../nbs/2_using/29_adaptation.ipynb #29c071
 def _passes(recipe: Recipe, cross_fit: bool = False) -> int:
     "How often a training by `recipe` goes over the target's texts, all rounds together."
     judged = recipe.epochs if cross_fit and recipe.rounds == 1 else 0
@@ -494,21 +494,22 @@ def _run_methods(
     recipe: Recipe,
     rivals: Mapping[str, Recipe | None],
     cross_fit: bool = False,
+    save: bool = True,
 ) -> dict[str, MethodScores]:
-    "Scores of every method; the classifier ends with the adapted weights."
+    "Scores of every method; the classifier ends with the adapted weights. `save`: checkpoints."
     scores = {}
     for name, rival in rivals.items() if pipeline.task.test is not None else ():
         if rival is None:
             scores[name] = _stage(work, name, pipeline.source_scores)
         else:
             folder = work / safe_name(name, "file")
-            train = partial(pipeline.train, name, rival, folder, save=True)
+            train = partial(pipeline.train, name, rival, folder, save=save)
             scores[name] = _stage(work, name, train)
     classifier, place = pipeline.classifier, work / safe_name(method, "file")
     weights = place.with_name(f"{place.name}.weights")
 
     def run() -> MethodScores:
-        found = pipeline.train(method, recipe, place, save=True, cross_fit=cross_fit)
+        found = pipeline.train(method, recipe, place, save=save, cross_fit=cross_fit)
         if is_main():
             save_trained(classifier.model, weights)
             if classifier.words is not None:
@@ -520,7 +521,7 @@ def _run_methods(
     _load_weights(classifier, weights, recipe)
     return scores
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c059
+# %% ../nbs/2_using/29_adaptation.ipynb #29c074
 def _evidence(pipeline: Pipeline, method: str, scores: Mapping[str, MethodScores]) -> Evidence:
     "What the page of a run is made from; the classifier has its thresholds."
     task = pipeline.task
@@ -559,7 +560,7 @@ def _set_thresholds(classifier: Classifier, scores: MethodScores) -> None:
         classifier.words = words
     classifier.set_thresholds(expected_f1_thresholds(scores.target))
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c061
+# %% ../nbs/2_using/29_adaptation.ipynb #29c076
 _COMPARED = ("source", "partial")
 
 
@@ -610,9 +611,8 @@ def adapt(
     check_cache()
     task = read_task(source, target, test, settings, labelled)
     fresh = fresh_classifier(task, settings, [chosen, *rivals.values()])
-    place = _check_place(
-        output_dir, overwrite, paths, _needed_bytes(fresh, chosen, rivals.values(), cross_fit)
-    )
+    needs = _needed_bytes(fresh, chosen, rivals.values(), cross_fit)
+    place = _check_place(output_dir, overwrite, paths, needs)
     probs = None if teacher is None else ask_teacher(teacher, task)
     if dry_run:
         _say_data(task, fresh)
@@ -628,7 +628,8 @@ def adapt(
         with clock.running():
             trained = source_classifier(task.source, fresh, stage, folder)
             pipeline = Pipeline(task, trained, settings.seed, probs)
-            scores = _run_methods(pipeline, work, method, chosen, rivals, cross_fit)
+            save = place is not None  # a folder that goes with the run needs no checkpoints
+            scores = _run_methods(pipeline, work, method, chosen, rivals, cross_fit, save)
         record = _record(pipeline, settings, method, chosen, scores)
         record["seconds"] = clock.seconds()
         _set_thresholds(pipeline.classifier, scores[method])
@@ -640,7 +641,7 @@ def adapt(
             result.save(place, overwrite)
     return result
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c067
+# %% ../nbs/2_using/29_adaptation.ipynb #29c078
 def _check_meaning(name: str, value: Any, recipe: Recipe) -> None:
     "Raise `InputError` for a setting whose value could be meant for the recipe's loss as well."
     try:
@@ -675,7 +676,7 @@ def _read_options(
         return settings, recipe.partition(":")[0], chosen
     return settings, chosen.loss_name, chosen
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c073
+# %% ../nbs/2_using/29_adaptation.ipynb #29c084
 def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Recipe | None]:
     """The methods to compare with, {name: recipe}, at the budget of `recipe`; None: the source
     model."""
@@ -695,7 +696,7 @@ def _rivals(names: Sequence[str], method: str, recipe: Recipe) -> dict[str, Reci
         found[name] = None if name == "source" else find_recipe(name, defaults=budget)
     return found
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c076
+# %% ../nbs/2_using/29_adaptation.ipynb #29c087
 def _check_fallback(fallback: bool, cross_fit: bool, method: str, recipe: Recipe) -> None:
     "Raise `InputError` for a `fallback` that nothing could ever bring about, and for odd values."
     for name, value in {"fallback": fallback, "cross_fit": cross_fit}.items():
@@ -716,7 +717,7 @@ def _check_teacher(teacher: Teacher, method: str, recipes: Iterable[Recipe | Non
             "another recipe."
         )
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c079
+# %% ../nbs/2_using/29_adaptation.ipynb #29c090
 def _evaluate_methods(
     scores: Mapping[str, MethodScores], test: Domain | None
 ) -> dict[str, dict[str, Any]]:
@@ -776,7 +777,7 @@ def _record(
         "versions": versions(),
     }
 
-# %% ../nbs/2_using/29_adaptation.ipynb #29c082
+# %% ../nbs/2_using/29_adaptation.ipynb #29c093
 def _share(value: Any) -> bool:
     "a number from 0 to 1"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

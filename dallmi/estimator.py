@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DallmiClassifier']
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c033
+# %% ../nbs/2_using/30_estimator.ipynb #30c031
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
@@ -28,7 +28,7 @@ from .metrics import evaluate
 from .pipeline import Teacher
 from .recipes import Recipe
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c040
+# %% ../nbs/2_using/30_estimator.ipynb #30c047
 _GIVEN = (  # what the estimator itself says to `adapt`, and what has no place in a fit
     *("source", "target", "test", "labelled", "seed", "compare_with"),
     *("output_dir", "overwrite", "dry_run"),
@@ -166,7 +166,7 @@ class DallmiClassifier(ClassifierMixin, BaseEstimator):
         probs = self.predict_proba([text for text, yes in zip(texts, rows, strict=True) if yes])
         return evaluate(probs, _sure_labels(labels[rows]), classes)["mAP"]
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c046
+# %% ../nbs/2_using/30_estimator.ipynb #30c053
 def _read_texts(X: Any) -> list[str]:
     "The texts of `X` [N] as a list. Raises `InputError` for what is no row of strings."
     if isinstance(X, (str, bytes)):
@@ -183,7 +183,7 @@ def _read_texts(X: Any) -> list[str]:
         raise InputError(f"X is not text: row {odd + 1} is {texts[odd]!r:.40}; give strings.")
     return texts
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c049
+# %% ../nbs/2_using/30_estimator.ipynb #30c056
 def _find_target(sample_domain: Any) -> np.ndarray:
     "Which texts belong to the target, bool [N]: those below 0, as in SKADA. Raises `InputError`."
     if sample_domain is None:
@@ -202,7 +202,7 @@ def _find_target(sample_domain: Any) -> np.ndarray:
         )
     return numbers < 0
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c052
+# %% ../nbs/2_using/30_estimator.ipynb #30c059
 def _listed_names(y: Any) -> list[Iterable[str]] | None:
     "The label names of each text, where `y` is a row of lists of names; else None."
     if not isinstance(y, (list, tuple, pd.Series, np.ndarray)) or getattr(y, "ndim", 1) != 1:
@@ -248,7 +248,7 @@ def _read_labels(y: Any) -> tuple[list[str] | None, np.ndarray]:
     matrix = _as_matrix(y)
     return list(map(str, y.columns)) if isinstance(y, pd.DataFrame) else None, matrix
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c056
+# %% ../nbs/2_using/30_estimator.ipynb #30c063
 _HINT = "leave the label out of y (in cross-validation, spread its texts over the folds)"
 
 
@@ -289,7 +289,7 @@ def _domains(X: Any, y: Any, sample_domain: Any) -> tuple[Domain, Domain]:
     _check_source(source)
     return source, target
 
-# %% ../nbs/2_using/30_estimator.ipynb #30c059
+# %% ../nbs/2_using/30_estimator.ipynb #30c066
 def _in_order(y: Any, classes: Sequence[str]) -> np.ndarray:
     "The labels `y` in the order of `classes` [L], float64 [N, L]. Raises `InputError`."
     names, labels = _read_labels(y)

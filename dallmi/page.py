@@ -570,7 +570,7 @@ def make_page(evidence: Evidence, record: Mapping[str, Any]) -> str:
             break
     return page
 
-# %% ../nbs/2_using/28_page.ipynb #28c115
+# %% ../nbs/2_using/28_page.ipynb #28c117
 _NOT_DRAWN = re.compile(
     r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<style.*?</style>"
     r"| xmlns(:xlink)?=\"[^\"]*\"",
