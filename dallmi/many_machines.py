@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RayExecutor']
 
-# %% ../nbs/3_judging/42_many_machines.ipynb #42c003
+# %% ../nbs/3_judging/42_many_machines.ipynb #42c005
 import os
 import platform
 import socket
@@ -20,137 +20,7 @@ from typing import Any
 import dallmi
 from .errors import InputError, check_number, first_line, user_path
 
-# %% ../nbs/3_judging/42_many_machines.ipynb #42c010
-def _ray() -> Any:
-    "The library `ray`. Raises `InputError` where it is not installed."
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise InputError("Many machines need the library ray; install dallmi[ray].") from None
-    return ray
-
-
-def _check_answers(address: str) -> None:
-    "Raise `InputError` where nothing listens at `address`, 'host:port' or 'ray://host:port'."
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError) as e:
-        why = getattr(e, "strerror", None) or first_line(e)
-        raise InputError(
-            f"No Ray cluster answers at '{address}' ({why}); give the address that `ray start "
-            "--head` printed, such as 10.0.0.1:6379."
-        ) from None
-
-
-def _connect(address: str | None) -> bool:
-    """Connect this process to the cluster at `address`, or start Ray on this machine.
-
-    False where it was connected before, by somebody else. Raises `InputError`."""
-    ray = _ray()
-    if ray.is_initialized():
-        return False
-    if address not in (None, "auto"):
-        _check_answers(str(address))
-    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    how: dict[str, Any] = {"runtime_env": {"env_vars": env}, "log_to_driver": False}
-    if address is None:
-        how |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
-    said: list[str] = []
-    if address is None:  # not in a thread: what Ray starts would end with it
-        _init("local", how, said)
-    else:
-        begun = threading.Thread(target=_init, args=(address, how, said), daemon=True)
-        begun.start()
-        begun.join(_PATIENCE)
-        if begun.is_alive():
-            said.append(f"no answer in {_PATIENCE} seconds; is it the port of a Ray head node?")
-    if said:
-        raise InputError(f"Ray cannot be used at '{address or 'local'}': {said[0]}")
-    return True
-
-
-def _init(address: str, how: dict[str, Any], said: list[str]) -> None:
-    "Connect, which may never end; what went wrong goes into `said`."
-    try:
-        _ray().init(address, logging_level="ERROR", **how)
-    except BaseException as e:  # no cluster, another version: Ray raises errors of many kinds
-        said.append(" ".join(str(e).split())[:300] or type(e).__name__)
-
-
-_PATIENCE = 60  # seconds until a cluster counts as one that does not answer
-_PASSED_ON = ("DALLMI_CACHE", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
-
-# %% ../nbs/3_judging/42_many_machines.ipynb #42c012
-def _about_node(paths: Iterable[str]) -> dict[str, Any]:
-    "On a node: its versions, and which of the `paths` are not there."
-    versions = {
-        "Python": ".".join(platform.python_version_tuple()[:2]),
-        "ray": _ray().__version__,
-        "dallmi": dallmi.__version__,
-    }
-    return {"versions": versions, "missing": [p for p in paths if not Path(p).exists()]}
-
-
-@contextmanager
-def _probes(paths: Iterable[Path]) -> Iterator[list[str]]:
-    "While open, a small file in every folder of `paths`; paths to look for, files as they are."
-    made = [p / f".probe-{uuid.uuid4().hex}" for p in paths if p.is_dir()]
-    try:
-        for probe in made:
-            probe.touch()
-        yield [*map(str, made), *(str(p) for p in paths if not p.is_dir())]
-    except OSError as e:
-        raise InputError(f"'{e.filename}' cannot be written ({e.strerror}).") from None
-    finally:
-        for probe in made:
-            probe.unlink(missing_ok=True)
-
-
-def _check_nodes(paths: Iterable[Path]) -> None:
-    "Raise `InputError` where a node has other versions, or does not see one of `paths`."
-    ray = _ray()
-    here = _about_node([])["versions"]
-    remote = ray.remote(num_cpus=0, max_retries=1)(_about_node)
-    place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    with _probes(list(paths)) as probes:
-        asked = {
-            node["NodeManagerAddress"]: remote.options(
-                scheduling_strategy=place(node["NodeID"], soft=False)
-            ).remote(probes)
-            for node in ray.nodes()
-            if node["Alive"]
-        }
-        for name, answer in asked.items():
-            try:
-                about = ray.get(answer, timeout=_PATIENCE)
-            except Exception as e:
-                why = first_line(e) if str(e) else f"nothing in {_PATIENCE} seconds"
-                raise InputError(
-                    f"The node {name} does not answer ({why}); is dallmi installed there?"
-                ) from None
-            _check_node(name, here, about)
-
-
-def _check_node(name: str, here: dict[str, str], about: dict[str, Any]) -> None:
-    "Raise `InputError` where what a node says `about` itself does not go with `here`."
-    for what, version in here.items():
-        if about["versions"][what] != version:
-            raise InputError(
-                f"The node {name} has {what} {about['versions'][what]} and this machine {version}; "
-                "install the same everywhere."
-            )
-    if about["missing"]:
-        lost = about["missing"][0]
-        seen = str(Path(lost).parent) if Path(lost).name.startswith(".probe-") else lost
-        raise InputError(
-            f"The node {name} does not see '{seen}'; put it on storage that all nodes share, under "
-            "the same path."
-        )
-
-# %% ../nbs/3_judging/42_many_machines.ipynb #42c015
+# %% ../nbs/3_judging/42_many_machines.ipynb #42c014
 def _called(folder: str, function: Callable[..., Any], *args: Any) -> Any:
     "On a node: make the call in the driver's working folder, by which relative paths are meant."
     with suppress(OSError):
@@ -242,3 +112,133 @@ class RayExecutor:
         "Leave the cluster, and end what is still going on there; a connection of yours stays."
         if self._own:
             _ray().shutdown()
+
+# %% ../nbs/3_judging/42_many_machines.ipynb #42c018
+def _ray() -> Any:
+    "The library `ray`. Raises `InputError` where it is not installed."
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise InputError("Many machines need the library ray; install dallmi[ray].") from None
+    return ray
+
+
+def _check_answers(address: str) -> None:
+    "Raise `InputError` where nothing listens at `address`, 'host:port' or 'ray://host:port'."
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as e:
+        why = getattr(e, "strerror", None) or first_line(e)
+        raise InputError(
+            f"No Ray cluster answers at '{address}' ({why}); give the address that `ray start "
+            "--head` printed, such as 10.0.0.1:6379."
+        ) from None
+
+
+def _connect(address: str | None) -> bool:
+    """Connect this process to the cluster at `address`, or start Ray on this machine.
+
+    False where it was connected before, by somebody else. Raises `InputError`."""
+    ray = _ray()
+    if ray.is_initialized():
+        return False
+    if address not in (None, "auto"):
+        _check_answers(str(address))
+    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    how: dict[str, Any] = {"runtime_env": {"env_vars": env}, "log_to_driver": False}
+    if address is None:
+        how |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
+    said: list[str] = []
+    if address is None:  # not in a thread: what Ray starts would end with it
+        _init("local", how, said)
+    else:
+        begun = threading.Thread(target=_init, args=(address, how, said), daemon=True)
+        begun.start()
+        begun.join(_PATIENCE)
+        if begun.is_alive():
+            said.append(f"no answer in {_PATIENCE} seconds; is it the port of a Ray head node?")
+    if said:
+        raise InputError(f"Ray cannot be used at '{address or 'local'}': {said[0]}")
+    return True
+
+
+def _init(address: str, how: dict[str, Any], said: list[str]) -> None:
+    "Connect, which may never end; what went wrong goes into `said`."
+    try:
+        _ray().init(address, logging_level="ERROR", **how)
+    except BaseException as e:  # no cluster, another version: Ray raises errors of many kinds
+        said.append(" ".join(str(e).split())[:300] or type(e).__name__)
+
+
+_PATIENCE = 60  # seconds until a cluster counts as one that does not answer
+_PASSED_ON = ("DALLMI_CACHE", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
+
+# %% ../nbs/3_judging/42_many_machines.ipynb #42c020
+def _about_node(paths: Iterable[str]) -> dict[str, Any]:
+    "On a node: its versions, and which of the `paths` are not there."
+    versions = {
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "ray": _ray().__version__,
+        "dallmi": dallmi.__version__,
+    }
+    return {"versions": versions, "missing": [p for p in paths if not Path(p).exists()]}
+
+
+@contextmanager
+def _probes(paths: Iterable[Path]) -> Iterator[list[str]]:
+    "While open, a small file in every folder of `paths`; paths to look for, files as they are."
+    made = [p / f".probe-{uuid.uuid4().hex}" for p in paths if p.is_dir()]
+    try:
+        for probe in made:
+            probe.touch()
+        yield [*map(str, made), *(str(p) for p in paths if not p.is_dir())]
+    except OSError as e:
+        raise InputError(f"'{e.filename}' cannot be written ({e.strerror}).") from None
+    finally:
+        for probe in made:
+            probe.unlink(missing_ok=True)
+
+
+def _check_nodes(paths: Iterable[Path]) -> None:
+    "Raise `InputError` where a node has other versions, or does not see one of `paths`."
+    ray = _ray()
+    here = _about_node([])["versions"]
+    remote = ray.remote(num_cpus=0, max_retries=1)(_about_node)
+    place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    with _probes(list(paths)) as probes:
+        asked = {
+            node["NodeManagerAddress"]: remote.options(
+                scheduling_strategy=place(node["NodeID"], soft=False)
+            ).remote(probes)
+            for node in ray.nodes()
+            if node["Alive"]
+        }
+        for name, answer in asked.items():
+            try:
+                about = ray.get(answer, timeout=_PATIENCE)
+            except Exception as e:
+                why = first_line(e) if str(e) else f"nothing in {_PATIENCE} seconds"
+                raise InputError(
+                    f"The node {name} does not answer ({why}); is dallmi installed there?"
+                ) from None
+            _check_node(name, here, about)
+
+
+def _check_node(name: str, here: dict[str, str], about: dict[str, Any]) -> None:
+    "Raise `InputError` where what a node says `about` itself does not go with `here`."
+    for what, version in here.items():
+        if about["versions"][what] != version:
+            raise InputError(
+                f"The node {name} has {what} {about['versions'][what]} and this machine {version}; "
+                "install the same everywhere."
+            )
+    if about["missing"]:
+        lost = about["missing"][0]
+        seen = str(Path(lost).parent) if Path(lost).name.startswith(".probe-") else lost
+        raise InputError(
+            f"The node {name} does not see '{seen}'; put it on storage that all nodes share, under "
+            "the same path."
+        )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASELINES', 'Trial', 'Grid', 'run_trial', 'Processes', 'benchmark']
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c010
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c044
 import inspect
 import json
 import os
@@ -60,7 +60,7 @@ from ..streams import Executor, _check_executor
 from ..training.callbacks import TrainingDiverged, duration
 from ..words import fit_words
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c012
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c045
 @dataclass(frozen=True)
 class Trial:
     """One training of a grid.
@@ -84,7 +84,7 @@ _UNTRAINED = BASELINES[:4]  # their seconds say nothing about a training
 _WORDS = ("tfidf", "tfidf-st")  # need no encoder
 _BUDGET = {"batch_size": 16, "epochs": 3, "learning_rate": 1e-4}  # of a baseline
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c014
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c047
 _LISTS: dict[str, type] = {
     "pairs": str,
     "methods": str,
@@ -224,7 +224,7 @@ class Grid:
             seed=trial.seed,
         )
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c022
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c050
 _READING = [  # the settings that say how a file is read
     f.name
     for f in fields(Settings)
@@ -283,7 +283,7 @@ def _check_pair(grid: Grid, pair: str, stream: TextIO | None = None) -> str:
     rows = sorted(zip(target.texts, target.labels.tolist(), strict=True))
     return digest(source.texts, source.labels.tolist(), source.label_names, rows)
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c028
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c057
 _LIBRARIES = ("dallmi", "torch", "builtins")
 
 
@@ -329,7 +329,7 @@ def _trial_file(out: Path, config: Mapping[str, Any]) -> Path:
     words = [t["pair"], t["method"], *share, f"s{t['seed']}", digest(config)[:10]]
     return out / ("_".join(safe_name(word, "file") for word in words) + ".json")
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c031
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c061
 def _pipeline(grid: Grid, trial: Trial, task: Task) -> Pipeline:
     "The pipeline of a trial, from the source model that all trials of a pair and a seed share."
     settings = grid.trial_settings(trial)
@@ -366,7 +366,7 @@ def _train(grid: Grid, method: str, rate: float | None, pipeline: Pipeline) -> M
     adapt_adversarially(pipeline.classifier, source_ids, target_ids, **budget, seed=pipeline.seed)
     return pipeline.scores(time.monotonic() - began)
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c033
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c063
 def _validation_loss(probs: np.ndarray, observed: np.ndarray) -> float:
     "Log-form variation loss of `probs` on `observed`, both [N, L], summed; lower is better."
     clipped = torch.as_tensor(np.clip(probs, 1e-7, 1 - 1e-7), dtype=torch.float64)
@@ -391,7 +391,7 @@ def _choose_rate(grid: Grid, method: str, pipeline: Pipeline) -> float:
         losses[rate] = _validation_loss(probs, task.target.labels[held])
     return min(losses, key=losses.__getitem__)
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c037
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c067
 def _method_scores(grid: Grid, trial: Trial, task: Task) -> tuple[MethodScores, dict[str, float]]:
     "The scores of a trial's method, and the learning rate that it chose, where there are several."
     if trial.method in _WORDS:
@@ -462,7 +462,7 @@ def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
         **chosen,
     }
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c042
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c074
 def _start_worker(log: str, parent: int) -> None:
     "In a worker: write to the end of the file `log`, and end when the parent does."
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -503,7 +503,7 @@ def _measured(grid: Grid, trial: Trial) -> dict[str, Any]:
         result = {"error": _sentence(e)}
     return result | {"trial_seconds": round(time.time() - began, 1)}
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c044
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c078
 class Processes:
     """An executor of `jobs` processes on this machine, each kept from call to call.
 
@@ -564,7 +564,7 @@ class Processes:
             worker.shutdown(wait=True, kill_workers=True)
             self._workers.discard(worker)
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c047
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c085
 def _finished(path: Path) -> dict[str, Any] | None:
     "The trial in the file at `path`; None where it holds no numbers."
     try:
@@ -612,7 +612,7 @@ def _time_left(todo: Sequence[Trial], took: Mapping[Trial, float], jobs: int) ->
         total += sum(alike) / max(len(alike), 1)
     return total / min(jobs, max(len(todo), 1))
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c048
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c088
 def _described(executor: Any) -> str:
     "What runs the trials, for the first line of a run."
     if isinstance(executor, Processes):
@@ -692,7 +692,7 @@ class _Run:
                 future.cancel()
         return [trial for trial in self.paths if trial not in self.took]
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c049
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c089
 def _check_folder(out: Path, planned: Mapping[Path | str, dict[str, Any]]) -> None:
     """Raise `InputError` where the results in `out` do not fit the `planned` ones, {path:
     configuration}."""
