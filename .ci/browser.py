@@ -1,6 +1,6 @@
 """Chapters as a reader sees them, in JupyterLab and a real browser:
 
-    pip install playwright && python .ci/browser.py [--shots FOLDER] [CHAPTER ...]
+    pip install -e ".[course]" playwright && python .ci/browser.py [--shots FOLDER] [CHAPTER ...]
 
 Opens each chapter 1400 pixels wide, and 1012 without the list of files, scrolls it from top to
 bottom, and fails where code or an output is cut, an output is an error or on stderr, a figure is

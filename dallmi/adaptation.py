@@ -67,7 +67,7 @@ from dallmi.pipeline import (
     versions,
 )
 from .recipes import OTHER_NAMES, RECIPES, Recipe, find_recipe
-from .settings import Settings
+from .settings import _LORA_TIMES, Settings
 from .suggest import suggest
 from .training.adapters import check_size, load_trained, merge_lora, save_trained
 from .training.encoder import default_model
@@ -401,12 +401,13 @@ def fresh_classifier(
 
 def _source_stage(settings: Settings) -> SourceStage:
     "How `settings` train the source model."
+    how = asdict(settings._resolved())
     return SourceStage(
-        settings.source_epochs,
-        settings.source_batch_size,
-        settings.source_learning_rate,
-        settings.head_multiplier,
-        settings.seed,
+        how["source_epochs"],
+        how["source_batch_size"],
+        how["source_learning_rate"],
+        how["head_multiplier"],
+        how["seed"],
     )
 
 
@@ -448,6 +449,13 @@ def _say_plan(
     shares = [f"{name} {100 * n / sum(work.values()):.0f} %" for name, n in work.items() if n]
     cached = "" if source else "the source model comes from the cache; "
     _say(f"{cached}to train, with the share of the work: {', '.join(shares)}")
+
+
+def _say_rates(settings: Settings, method: str, recipe: Recipe) -> None:
+    "On stderr, with LoRA: at which rates the adapters learn."
+    if settings.lora:
+        rates = f"{_source_stage(settings).learning_rate:g} (source model)"
+        _say(f"learning rates of the adapters: {rates}, {recipe.learning_rate:g} ({method})")
 
 
 class _Clock:
@@ -596,7 +604,8 @@ def adapt(
     that is interrupted then goes on from `output_dir.partial` when called again. `dry_run`:
     check all input, say on stderr what was read, and stop there: nothing is trained or written,
     and None is returned. `options`: fields of `Settings` (`label_fraction`, `model`,
-    `max_length`, `seed`, …) and changes of the recipe (`epochs`, `mixup_weight`, …).
+    `max_length`, `seed`, …) and changes of the recipe (`epochs`, `mixup_weight`, …). With `lora`
+    a learning rate that nobody gives is ten times what is usual; a `Recipe` gives its own.
 
     All input is checked before any work. Raises `InputError`, and `TrainingDiverged` for a loss
     that is not finite."""
@@ -622,8 +631,8 @@ def adapt(
         _say_data(task, fresh)
         stage = _source_stage(settings)
         folder = source_folder(task.source, fresh, stage)
-        source_epochs = 0 if is_cached(folder) else settings.source_epochs
-        _say_plan(task, method, chosen, rivals, source_epochs, cross_fit)
+        _say_plan(task, method, chosen, rivals, 0 if is_cached(folder) else stage.epochs, cross_fit)
+        _say_rates(settings, method, chosen)
         clock = _Clock(work, began)
         with clock.running():
             trained = source_classifier(task.source, fresh, stage, folder)
@@ -655,10 +664,20 @@ def _check_meaning(name: str, value: Any, recipe: Recipe) -> None:
     )
 
 
+def _usual_rate(spec: str | Recipe, settings: Settings) -> dict[str, float]:
+    """With LoRA the learning rate of the recipe that `spec` names where nobody gives one, else
+    nothing. A `Recipe` gives its own."""
+    name = spec.partition(":")[0] if isinstance(spec, str) else ""
+    if not settings.lora or name not in RECIPES:
+        return {}
+    return {"learning_rate": _LORA_TIMES * RECIPES[name].learning_rate}
+
+
 def _read_options(
     recipe: str | Recipe, loss: nn.Module | None, options: Mapping[str, Any]
 ) -> tuple[Settings, str, Recipe]:
-    "Settings, name of the method and recipe. Raises `InputError` for an unknown option."
+    """Settings, name of the method and recipe, with no rate left open. Raises `InputError` for an
+    unknown option."""
     chosen = find_recipe(recipe)
     if loss is not None:
         chosen = chosen.change(loss=loss)
@@ -670,8 +689,11 @@ def _read_options(
             raise unknown_name("option", name, known, also=OTHER_NAMES)
         if name in own and name in chosen.settings():
             _check_meaning(name, options[name], chosen)
-    settings = Settings(**{name: value for name, value in options.items() if name in own})
-    chosen = chosen.change(**{k: v for k, v in options.items() if k not in own})
+    given = {name: value for name, value in options.items() if name in own}
+    settings = Settings(**given)._resolved()
+    rate = find_recipe(recipe, defaults=_usual_rate(recipe, settings)).learning_rate
+    changes = {name: value for name, value in options.items() if name not in own}
+    chosen = chosen.change(**{"learning_rate": rate, **changes})
     if isinstance(recipe, str) and loss is None:
         return settings, recipe.partition(":")[0], chosen
     return settings, chosen.loss_name, chosen

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_parser', 'main']
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c043
+# %% ../nbs/2_using/32_command_line.ipynb #32c041
 import argparse
 import os
 import signal
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c046
+# %% ../nbs/2_using/32_command_line.ipynb #32c044
 def _option(name: str) -> str:
     "The option of a setting: --max-rows."
     return "--" + name.replace("_", "-")
@@ -50,7 +50,7 @@ def _add_setting(box: Any, f: Field) -> None:
     text = f.metadata["help"] + shown
     box.add_argument(_option(f.name), default=argparse.SUPPRESS, help=text, **how)
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c052
+# %% ../nbs/2_using/32_command_line.ipynb #32c050
 def _add_settings(parser: argparse.ArgumentParser, skip: Collection[str] = ()) -> None:
     "An option for every field of `Settings` but those in `skip`, in its group."
     shown = [f for f in fields(Settings) if f.name not in skip]
@@ -60,7 +60,7 @@ def _add_settings(parser: argparse.ArgumentParser, skip: Collection[str] = ()) -
             if f.metadata["group"] == group:
                 _add_setting(box, f)
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c054
+# %% ../nbs/2_using/32_command_line.ipynb #32c052
 _DEFAULT_RECIPE = "anchored"
 _BUDGET = {
     "epochs": (int, "N", "passes over the target"),
@@ -95,7 +95,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
             help=f"{text} (default: the recipe's)",
         )
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c057
+# %% ../nbs/2_using/32_command_line.ipynb #32c055
 _COMMANDS = {
     "adapt": (
         "adapt a classifier from a labelled source domain to a target domain",
@@ -231,7 +231,7 @@ def _add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
         "--overwrite", action="store_true", help="replace what dallmi wrote there before"
     )
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c060
+# %% ../nbs/2_using/32_command_line.ipynb #32c058
 _OF_FILES = [  # settings that say how to read a file
     *("text_column", "label_columns", "label_names", "separator", "unknown", "drop_rejected"),
     "trust_negatives",
@@ -361,7 +361,7 @@ def _add_predict(commands: Any) -> None:
     _add_cluster(sub)
     _add_out(sub, "scores.csv", "file")
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c063
+# %% ../nbs/2_using/32_command_line.ipynb #32c061
 _LISTS: dict[str, tuple[type, str, tuple | None, str]] = {
     "pairs": (str, "NAME", None, "pairs of domains"),
     "methods": (str, "NAME", None, "methods (default: all)"),
@@ -392,7 +392,7 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
             required=name == "pairs",
         )
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c064
+# %% ../nbs/2_using/32_command_line.ipynb #32c062
 def _add_benchmark(commands: Any) -> None:
     "The options of `dallmi benchmark`."
     sub = _add_command(commands, "benchmark")
@@ -450,7 +450,7 @@ def _add_report(commands: Any) -> None:
         help="folder to write; a report there is replaced (default: RESULTS/report)",
     )
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c067
+# %% ../nbs/2_using/32_command_line.ipynb #32c065
 def _fail(message: object, code: int = 2) -> NoReturn:
     "Print one sentence to stderr and end with exit code `code`."
     print(f"dallmi: {message}", file=sys.stderr)
@@ -479,7 +479,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         _fail(f"{message}; see {self.prog} --help.")
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c068
+# %% ../nbs/2_using/32_command_line.ipynb #32c066
 def build_parser() -> argparse.ArgumentParser:
     "The parser of `dallmi`."
     parser = _Parser(
@@ -504,7 +504,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     return parser
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c071
+# %% ../nbs/2_using/32_command_line.ipynb #32c069
 _OTHER_OPTIONS = {
     "--keep": "--label-fraction",
     "--by": "--masking",
@@ -541,12 +541,12 @@ def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         if name.startswith("--") and name not in known and not short:
             raise unknown_name("option", name, known, also=_OTHER_OPTIONS)
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c074
+# %% ../nbs/2_using/32_command_line.ipynb #32c072
 def _given(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
     "Those of `names` that were given on the command line."
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c076
+# %% ../nbs/2_using/32_command_line.ipynb #32c074
 _DEMO = {"label_fraction": 0.1, "max_length": 64, "source_epochs": 4}
 _QUICK = {"label_fraction": 0.3, "max_rows": 160, "max_length": 32, "source_epochs": 2}
 _QUICK_BUDGET = {"epochs": 1, "compare_with": ["source"]}
@@ -606,7 +606,7 @@ def _run_adapt(args: argparse.Namespace) -> None:
         files += ", report.html"
         print(f"\n{result.report()}\n\n{result.record['seconds']:.0f} s; {files} in {args.out}")
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c077
+# %% ../nbs/2_using/32_command_line.ipynb #32c075
 @contextmanager
 def _executor(args: argparse.Namespace, visible: Iterable[str]) -> Iterator[Any]:
     "The executor that is asked for, None for this machine; `visible`: what its nodes must see."
@@ -705,7 +705,7 @@ def _run_report(args: argparse.Namespace) -> None:
 
     print(write_report(args.results, args.out, args.metrics or SHOWN))
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c078
+# %% ../nbs/2_using/32_command_line.ipynb #32c076
 _KEPT = {  # command: the folder in which it keeps what is done, a file in it, what to say of it
     "adapt": ("{}.partial", "identity.json", "What is done"),
     "demo": ("{}.partial", "identity.json", "What is done"),
@@ -771,7 +771,7 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c080
+# %% ../nbs/2_using/32_command_line.ipynb #32c078
 def _quit(*_: Any) -> NoReturn:
     "End the process at once: what Ctrl-C does while the program still imports."
     os.write(2, b"dallmi: interrupted. Nothing was written.\n")
@@ -812,6 +812,6 @@ with _importing():
     from dallmi.errors import InputError, unknown_name, user_path
     from dallmi.settings import Settings
 
-# %% ../nbs/2_using/32_command_line.ipynb #32c115
+# %% ../nbs/2_using/32_command_line.ipynb #32c113
 if __name__ == "__main__" and "IPython" not in sys.modules:
     main()

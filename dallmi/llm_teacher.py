@@ -34,7 +34,7 @@ from .training.adapters import check_size
 from .training.callbacks import duration, quiet_transformers
 from .training.encoder import accelerator_or_cpu, bf16_pays
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c033
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c036
 TEMPLATE = (
     "Read the text and answer the question with yes or no.\n\nText: {text}\n\n"
     "Question: Is this text about {label}?\nAnswer:"
@@ -63,7 +63,7 @@ def _check_descriptions(descriptions: Any, names: Sequence[str]) -> list[str]:
         )
     return [str(descriptions.get(name, name)) for name in names]
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c036
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c039
 def _read_answers(path: Path) -> dict[str, float]:
     "Answers by key from a cache; a line that is damaged is not there."
     found = {}
@@ -88,7 +88,7 @@ def _append_answers(path: Path, answers: Mapping[str, float]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" * bool(torn) + text)
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c039
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c042
 @dataclass
 class _Teacher:
     "What a local and a remote language model have in common as teachers."
@@ -208,7 +208,7 @@ class _Teacher:
         "Probabilities [n, l] of yes."
         raise NotImplementedError
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c041
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c044
 def _load_lm(name: Path | str) -> tuple[Any, Any]:
     "Tokenizer and causal language model of `name`, ready to answer. Raises `InputError`."
     check_size(name, lora=True, merge=False)
@@ -236,7 +236,7 @@ def _first_tokens(tokenizer: Any, answer: str) -> list[int]:
     blank = set(tokenizer(" ", add_special_tokens=False)["input_ids"])
     return sorted({row[0] for row in ids if row and row[0] not in blank})
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c042
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c045
 @dataclass
 class LLMTeacher(_Teacher):
     """A language model that is asked, of every text and label, whether the text has the label.
@@ -341,7 +341,7 @@ class LLMTeacher(_Teacher):
                 probs[:, column] = odds.sigmoid().cpu().numpy()
         return probs
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c052
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c055
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # worth another try
 
 
@@ -389,7 +389,7 @@ def _post(url: str, body: Mapping[str, Any], key: str | None, timeout: float) ->
     except OSError as e:  # no connection, a timeout, a connection cut off
         raise _TryAgain(first_line(getattr(e, "reason", None) or e)) from None
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c053
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c056
 def _yes_prob(answer: Any, answers: tuple[str, str]) -> float:
     "P(yes) from a server's answer. Raises `_TryAgain` where it says neither, or no probabilities."
     try:
@@ -408,7 +408,7 @@ def _yes_prob(answer: Any, answers: tuple[str, str]) -> float:
     least = math.exp(min(logprob for _, logprob in found))  # what is not listed is no likelier
     return (yes or min(least, no)) / ((yes or min(least, no)) + (no or min(least, yes)))
 
-# %% ../nbs/2_using/26_llm_teacher.ipynb #26c054
+# %% ../nbs/2_using/26_llm_teacher.ipynb #26c057
 @dataclass
 class RemoteTeacher(_Teacher):
     """A model behind an OpenAI-compatible address, asked like `LLMTeacher`.

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fill_template', 'Evidence', 'domain_gap', 'page_data', 'make_page', 'inline_svg']
 
-# %% ../nbs/2_using/28_page.ipynb #28c014
+# %% ../nbs/2_using/28_page.ipynb #28c036
 import base64
 import hashlib
 import io
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # the benchmark's report fills templates too, and must start 
 
     from dallmi.data.domain import Domain
 
-# %% ../nbs/2_using/28_page.ipynb #28c026
+# %% ../nbs/2_using/28_page.ipynb #28c039
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 
@@ -49,7 +49,7 @@ def _signed(share: float | None) -> str:
     "A difference of shares in points, with its sign."
     return "–" if share is None else f"{100 * share:+.1f}".replace("-", "−")
 
-# %% ../nbs/2_using/28_page.ipynb #28c029
+# %% ../nbs/2_using/28_page.ipynb #28c042
 @cache
 def _environment() -> Environment:
     "The templates of the package; whatever is put into one is text, unless it is `Markup`."
@@ -80,7 +80,7 @@ def fill_template(name: str, **values: Any) -> str:
         **values,
     )
 
-# %% ../nbs/2_using/28_page.ipynb #28c032
+# %% ../nbs/2_using/28_page.ipynb #28c045
 @dataclass(frozen=True)
 class Evidence:
     """What a page is made from, besides the record: N target texts, M test texts, L labels.
@@ -99,7 +99,7 @@ class Evidence:
     tested: Mapping[str, np.ndarray] = field(default_factory=dict)
     held_out: np.ndarray | None = None
 
-# %% ../nbs/2_using/28_page.ipynb #28c037
+# %% ../nbs/2_using/28_page.ipynb #28c050
 def _drawn_ap(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Average precision [D] of one label in D draws; in each, a text counts `weights` [D, M] times.
 
@@ -133,7 +133,7 @@ def _draws(tested: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, np
         found[method] = np.stack(columns, axis=1)
     return found
 
-# %% ../nbs/2_using/28_page.ipynb #28c040
+# %% ../nbs/2_using/28_page.ipynb #28c053
 def _span(values: np.ndarray) -> dict[str, float | None]:
     "The first of `values` [1 + D] and the limits of the middle 95 % of the others, JSON-able."
     drawn = values[1:][~np.isnan(values[1:])]
@@ -147,7 +147,7 @@ def _label_mean(aps: np.ndarray) -> np.ndarray:
     known = ~np.isnan(aps)
     return np.where(known, aps, 0).sum(1) / np.maximum(known.sum(1), 1)
 
-# %% ../nbs/2_using/28_page.ipynb #28c043
+# %% ../nbs/2_using/28_page.ipynb #28c056
 def _results(
     evidence: Evidence, record: Mapping[str, Any]
 ) -> tuple[list[dict], dict[str, dict], int]:
@@ -182,7 +182,7 @@ def _results(
     labels = {name: row for name, row in labels.items() if row["after"]["value"] is not None}
     return rows, labels, len(means[mine]) - 1
 
-# %% ../nbs/2_using/28_page.ipynb #28c044
+# %% ../nbs/2_using/28_page.ipynb #28c057
 _LEAST_TESTS = 50  # texts of a test, so that an interval is trusted
 
 
@@ -210,7 +210,7 @@ def _headline(rows: Sequence[Mapping[str, Any]], tests: int) -> dict[str, Any] |
     text += f"; fewer than {_LEAST_TESTS} texts decide nothing" if tests < _LEAST_TESTS else ""
     return {"kind": kind, "word": words[kind], "text": f"{text}.", "more": []}
 
-# %% ../nbs/2_using/28_page.ipynb #28c045
+# %% ../nbs/2_using/28_page.ipynb #28c060
 _KINDS = {"helped": "helped", "hurt": "hurt", "cannot tell": "unsure"}
 
 
@@ -233,7 +233,7 @@ def _judged(record: Mapping[str, Any]) -> dict[str, Any] | None:
         "more": more,
     }
 
-# %% ../nbs/2_using/28_page.ipynb #28c053
+# %% ../nbs/2_using/28_page.ipynb #28c066
 def _log_odds(probs: np.ndarray) -> np.ndarray:
     "Log odds of probabilities, finite."
     return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-6, 1 - 1e-6))
@@ -273,7 +273,7 @@ def _movement(before: np.ndarray, after: np.ndarray, threshold: float) -> dict[s
         "most": float(top),
     }
 
-# %% ../nbs/2_using/28_page.ipynb #28c056
+# %% ../nbs/2_using/28_page.ipynb #28c069
 def _text_row(evidence: Evidence, row: int, column: int, longest: int) -> dict[str, Any]:
     "A target text as a page shows it, with what is said of one label before and after."
     target = evidence.target
@@ -299,7 +299,7 @@ def _moved_texts(evidence: Evidence, column: int, most: int, longest: int) -> di
         found[name] = [_text_row(evidence, int(i), column, longest) for i in rows]
     return found
 
-# %% ../nbs/2_using/28_page.ipynb #28c059
+# %% ../nbs/2_using/28_page.ipynb #28c072
 _READ = 2000  # characters of a text
 
 
@@ -349,7 +349,7 @@ def _apart(names: Sequence[str], values: np.ndarray, most: int, least: float = 0
             chosen.append(str(names[i]))
     return chosen[:most]
 
-# %% ../nbs/2_using/28_page.ipynb #28c068
+# %% ../nbs/2_using/28_page.ipynb #28c076
 def _doubted(evidence: Evidence, most: int, longest: int) -> tuple[int, list[dict[str, Any]]]:
     """How many observed positives lie under their label's threshold, and those that lie lowest, in
     log odds from it: by `held_out` where there is one, else by the adapted model."""
@@ -368,7 +368,7 @@ def _doubted(evidence: Evidence, most: int, longest: int) -> tuple[int, list[dic
             found[-1]["held_out"] = float(here[i])
     return doubts, found
 
-# %% ../nbs/2_using/28_page.ipynb #28c071
+# %% ../nbs/2_using/28_page.ipynb #28c079
 def domain_gap(
     source: Sequence[str], target: Sequence[str], most: int = 1500, words: int = 12
 ) -> dict[str, Any] | None:
@@ -401,7 +401,7 @@ def domain_gap(
         "target_words": _apart(names, weights, words),
     }
 
-# %% ../nbs/2_using/28_page.ipynb #28c075
+# %% ../nbs/2_using/28_page.ipynb #28c082
 def _priors(evidence: Evidence, record: Mapping[str, Any]) -> list[dict[str, float | None]]:
     "Per label: its share in the source, and in the target as three estimate it."
     from dallmi.losses.anchored import estimate_prior
@@ -421,7 +421,7 @@ def _priors(evidence: Evidence, record: Mapping[str, Any]) -> list[dict[str, flo
         for j in range(len(evidence.thresholds))
     ]
 
-# %% ../nbs/2_using/28_page.ipynb #28c078
+# %% ../nbs/2_using/28_page.ipynb #28c086
 def _at(probs: np.ndarray, threshold: float) -> tuple[int, float]:
     "How many of the probabilities [N] lie over a threshold, and how many positives they expect."
     over = probs[probs > threshold]
@@ -454,7 +454,7 @@ def _threshold(probs: np.ndarray, shipped: float) -> dict[str, Any]:
     rows = [near[0], ("shipped", steps[place]), near[1]]
     return {"steps": steps, "place": place, "total": float(probs.sum()), "rows": rows}
 
-# %% ../nbs/2_using/28_page.ipynb #28c083
+# %% ../nbs/2_using/28_page.ipynb #28c089
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     "The leaves of nested settings, as names and values to read."
     for name, value in values.items():
@@ -491,7 +491,7 @@ def _cards(
         )
     return cards
 
-# %% ../nbs/2_using/28_page.ipynb #28c084
+# %% ../nbs/2_using/28_page.ipynb #28c090
 def page_data(
     evidence: Evidence,
     record: Mapping[str, Any],
@@ -555,7 +555,7 @@ def _measured(evidence: Evidence, record: Mapping[str, Any]) -> dict[str, Any]:
         "table": table[:_MOST_ROWS],
     }
 
-# %% ../nbs/2_using/28_page.ipynb #28c087
+# %% ../nbs/2_using/28_page.ipynb #28c092
 _MOST_BYTES = 3_000_000
 
 
@@ -570,7 +570,7 @@ def make_page(evidence: Evidence, record: Mapping[str, Any]) -> str:
             break
     return page
 
-# %% ../nbs/2_using/28_page.ipynb #28c117
+# %% ../nbs/2_using/28_page.ipynb #28c123
 _NOT_DRAWN = re.compile(
     r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<style.*?</style>"
     r"| xmlns(:xlink)?=\"[^\"]*\"",

@@ -305,5 +305,6 @@ def recipes_table() -> str:
         )
     table = pd.DataFrame(rows).to_string(index=False)
     names = [f"{part}_{f.name}" for part, kind in _PARTS.items() for f in fields(kind)]
-    said = "MixUp is written as weight × max_pairs, words as weight. Change a setting by its name: "
+    said = "MixUp is written as weight × max_pairs, words as weight. With --lora the learning rate "
+    said += "is ten times that. Change a setting by its name: "
     return f"{table}\n\n{said}{', '.join(names)}, those of the loss, and the columns on the right."

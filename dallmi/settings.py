@@ -9,7 +9,7 @@ __all__ = ['Settings']
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
 from .errors import InputError, check_number
@@ -75,6 +75,13 @@ def _setting(default: Any, group: str, help: str, **more: Any) -> Any:
     return field(default=default, metadata={"group": group, "help": help, **more})
 
 # %% ../nbs/2_using/24_settings.ipynb #24c039
+_LORA_TIMES = 10  # what adapters want of the rate that is right for all weights
+_BY_LORA = {  # where nobody says: in full, with LoRA; the head learns at 0.001 either way
+    "source_learning_rate": (1e-4, _LORA_TIMES * 1e-4),
+    "head_multiplier": (10.0, 1.0),
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What decides a run besides its texts and its recipe. Raises `InputError` for a value that
@@ -139,7 +146,9 @@ class Settings:
         metavar="NAME",
     )
     lora: bool | Mapping[str, Any] = _setting(
-        False, "model", "train adapters and the head alone (needs dallmi[lora])"
+        False,
+        "model",
+        "train adapters and the head alone, at ten times the usual rates (needs dallmi[lora])",
     )
     merge: bool = _setting(
         True, "model", "add the adapters to the weights when done: a stock checkpoint"
@@ -158,11 +167,17 @@ class Settings:
     )
     source_epochs: int = _setting(5, "source stage", "passes over the source", metavar="N")
     source_batch_size: int = _setting(16, "source stage", "source texts per batch", metavar="N")
-    source_learning_rate: float = _setting(
-        1e-4, "source stage", "learning rate on the source", metavar="RATE"
+    source_learning_rate: float | None = _setting(
+        None,
+        "source stage",
+        "learning rate on the source (default: 0.0001, with lora 0.001)",
+        metavar="RATE",
     )
-    head_multiplier: float = _setting(
-        10.0, "source stage", "learning rate multiplier of the head on the source", metavar="X"
+    head_multiplier: float | None = _setting(
+        None,
+        "source stage",
+        "learning rate multiplier of the head on the source (default: 10, with lora 1)",
+        metavar="X",
     )
     bf16: bool | None = _setting(
         None, "source stage", "bfloat16 autocast everywhere (default: where the processor has it)"
@@ -175,6 +190,11 @@ class Settings:
                 value = str(value)
             object.__setattr__(self, f.name, value)  # frozen: from here on it is read only
             self._check(f, value)
+
+    def _resolved(self) -> "Settings":
+        "A copy in which the rates that were left to `lora` are numbers: so it is run and stored."
+        rates: dict[str, Any] = {n: by[bool(self.lora)] for n, by in _BY_LORA.items()}
+        return replace(self, **{n: rate for n, rate in rates.items() if getattr(self, n) is None})
 
     def _check(self, f: Field, value: Any) -> None:
         "Raise `InputError` where one value is of a wrong kind, or outside its choices or bounds."

@@ -6,7 +6,7 @@
 __all__ = ['ADAPTER', 'save_adapter', 'plain_lora', 'is_lora', 'add_lora', 'lora_of', 'trained_state', 'load_trained',
            'save_trained', 'merge_lora', 'load_adapter', 'check_size']
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c032
+# %% ../../nbs/2_using/16_adapters.ipynb #16c034
 import copy
 import json
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c033
+# %% ../../nbs/2_using/16_adapters.ipynb #16c035
 from ..errors import InputError, first_line, listing
 from .callbacks import quiet_transformers
 from .encoder import accelerator_or_cpu
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c035
+# %% ../../nbs/2_using/16_adapters.ipynb #16c037
 ADAPTER = "adapter_model.safetensors"
 
 
@@ -39,7 +39,7 @@ def save_adapter(model: Any, folder: Path | str) -> None:
     model.save_pretrained(folder)
     config.save_pretrained(folder)
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c036
+# %% ../../nbs/2_using/16_adapters.ipynb #16c038
 def _peft() -> Any:
     "The library `peft`. Raises `InputError` where it is not installed."
     try:
@@ -60,7 +60,7 @@ def _head_modules(model: PreTrainedModel) -> list[str]:
     pooled = any(name.split(".")[-1] == "pooler" for name, _ in inside.named_modules())
     return [*above, "pooler"] if pooled else above
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c038
+# %% ../../nbs/2_using/16_adapters.ipynb #16c040
 _USUAL = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
@@ -88,7 +88,7 @@ def _lora_config(model: PreTrainedModel, lora: Any) -> Any:
         config.modules_to_save = _head_modules(model)
     return config
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c039
+# %% ../../nbs/2_using/16_adapters.ipynb #16c041
 def plain_lora(config: Any) -> dict[str, Any]:
     "The fields of a `LoraConfig` that are not the default's, as JSON would give them back."
     usual = type(config)().to_dict()
@@ -129,7 +129,7 @@ def lora_of(model: Any) -> dict[str, Any] | None:
         return None
     return plain_lora(model.peft_config[model.active_adapter])
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c044
+# %% ../../nbs/2_using/16_adapters.ipynb #16c046
 def trained_state(model: Any) -> dict[str, Tensor]:
     "Copies of the weights of `model` that a training changes: of adapters and head, or all."
     state = model.state_dict()
@@ -157,7 +157,7 @@ def save_trained(model: Any, folder: Path | str) -> None:
     state = {name: value.cpu().contiguous() for name, value in trained_state(model).items()}
     save_file(state, Path(folder) / "model.safetensors")
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c051
+# %% ../../nbs/2_using/16_adapters.ipynb #16c055
 def merge_lora(model: Any) -> PreTrainedModel:
     """The stock model with the adapters of `model` added to its weights; `model` is used up.
 
@@ -173,7 +173,7 @@ def merge_lora(model: Any) -> PreTrainedModel:
         parameter.requires_grad_(True)
     return merged
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c053
+# %% ../../nbs/2_using/16_adapters.ipynb #16c057
 def load_adapter(folder: Path, config: PretrainedConfig) -> Any:
     """The classifier whose adapters and head `save_adapter` wrote to `folder`, with its base model.
 
@@ -199,7 +199,7 @@ def load_adapter(folder: Path, config: PretrainedConfig) -> Any:
         raise InputError(f"its adapter lacks {len(lost)} of its weights, {lost[0]} the first")
     return model
 
-# %% ../../nbs/2_using/16_adapters.ipynb #16c057
+# %% ../../nbs/2_using/16_adapters.ipynb #16c061
 def _read_number(path: str) -> float:
     "The whole number in a file of the system; infinite where there is none."
     try:

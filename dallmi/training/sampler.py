@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['positive_rows', 'round_robin', 'count_steps', 'BalancedBatchSampler']
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c002
+# %% ../../nbs/1_method/03_sampling.ipynb #03c024
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -13,12 +13,12 @@ from torch.utils.data import Sampler
 
 from ..errors import InputError, check_number
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c018
+# %% ../../nbs/1_method/03_sampling.ipynb #03c027
 def _shuffled(n: int, *key: int) -> np.ndarray:
     "Permutation of range(n) that depends on the non-negative integers in `key` only."
     return np.random.default_rng(key).permutation(n)
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c021
+# %% ../../nbs/1_method/03_sampling.ipynb #03c030
 def positive_rows(labels: np.ndarray) -> list[np.ndarray]:
     """Row numbers of the observed positives, one array for each label that has any.
 
@@ -26,7 +26,7 @@ def positive_rows(labels: np.ndarray) -> list[np.ndarray]:
     columns = (np.asarray(labels) == 1).T
     return [np.flatnonzero(column) for column in columns if column.any()]
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c022
+# %% ../../nbs/1_method/03_sampling.ipynb #03c031
 def round_robin(
     lists: Sequence[np.ndarray],
     start: int,
@@ -52,14 +52,14 @@ def round_robin(
         drawn.append(int(orders[label][1][place]))
     return drawn
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c039
+# %% ../../nbs/1_method/03_sampling.ipynb #03c045
 def count_steps(n: int, room: int, world: int = 1) -> int:
     """Batches per epoch on each of `world` processes for `n` rows, `room` of them per batch.
 
     No part is left empty."""
     return min(-(-n // (room * world)), n // world)
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c043
+# %% ../../nbs/1_method/03_sampling.ipynb #03c049
 def _group_by_length(order: np.ndarray, lengths: np.ndarray, chunk: int) -> np.ndarray:
     "`order` (row numbers) with each run of `chunk` rows sorted by length: down, up, down, …"
     grouped = []
@@ -68,7 +68,7 @@ def _group_by_length(order: np.ndarray, lengths: np.ndarray, chunk: int) -> np.n
         grouped.append(rows[np.argsort(sign * lengths[rows], kind="stable")])
     return np.concatenate(grouped)
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c046
+# %% ../../nbs/1_method/03_sampling.ipynb #03c052
 def _uniform_parts(
     n: int,
     steps: int,
@@ -88,7 +88,7 @@ def _uniform_parts(
     sequence = range(steps) if lengths is None else _shuffled(steps, *key, 1)
     return [parts[step * world : (step + 1) * world] for step in sequence]
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c049
+# %% ../../nbs/1_method/03_sampling.ipynb #03c055
 def _check_sizes(batch_size: int, balanced: int, rank: int, world: int) -> None:
     "Raise `InputError`, saying what to change, where these numbers make no batch."
     check_number("batch_size", batch_size, 1, whole=True)
@@ -123,7 +123,7 @@ def _check_rows(
             "label some texts or set balanced=0."
         )
 
-# %% ../../nbs/1_method/03_sampling.ipynb #03c051
+# %% ../../nbs/1_method/03_sampling.ipynb #03c057
 class BalancedBatchSampler(Sampler[list[int]]):
     """Batches of row numbers: a uniform part, then `balanced` rows, round-robin over the labels.
 

@@ -72,12 +72,15 @@ def best_answer(p: float, n: int, prior: float) -> float:
 
 
 @_solution
-def mixup_term(mixed: torch.Tensor, logits: torch.Tensor, pairs: Any) -> torch.Tensor:
-    "06: the weighted squares of what the mixtures lack, at the labels of their pairs."
-    probs = mixed[torch.arange(len(mixed)), pairs.label].sigmoid()
-    unlabelled = logits.detach()[pairs.unlabelled, pairs.label].sigmoid()
-    target = pairs.g + (1 - pairs.g) * unlabelled
-    return (pairs.weight * (target - probs).square()).sum()
+def mixup_term(
+    mixed: torch.Tensor, logits: torch.Tensor, pairs: list[tuple[int, int, int, float]]
+) -> torch.Tensor:
+    "06: the squares of what the mixtures lack, at the labels of their pairs."
+    total = torch.zeros(())
+    for m, (_, u, label, g) in enumerate(pairs):
+        target = g + (1 - g) * logits[u, label].sigmoid().detach()
+        total = total + (target - mixed[m, label].sigmoid()).square()
+    return total
 
 
 @_solution
