@@ -6,7 +6,7 @@
 __all__ = ['MARKER', 'atomic_path', 'write_json', 'read_json', 'mark_folder', 'writing_to', 'work_folder', 'check_output',
            'safe_cell', 'spreadsheet_safe', 'safe_name']
 
-# %% ../nbs/2_using/20_files.ipynb #20c034
+# %% ../nbs/2_using/20_files.ipynb #20c041
 import errno
 import hashlib
 import html
@@ -30,7 +30,7 @@ from .errors import InputError, first_line, listing, user_path
 if TYPE_CHECKING:  # pandas takes half a second to import
     import pandas as pd
 
-# %% ../nbs/2_using/20_files.ipynb #20c036
+# %% ../nbs/2_using/20_files.ipynb #20c043
 MARKER = "dallmi.json"
 
 
@@ -53,7 +53,7 @@ def _make_room(path: Path) -> Path:
         raise
     return room
 
-# %% ../nbs/2_using/20_files.ipynb #20c039
+# %% ../nbs/2_using/20_files.ipynb #20c046
 _DISK = {getattr(errno, name, -1) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")}
 _DISK_WORDS = re.compile(
     r"no space left|quota exceeded|file too large|read-only file system|input/output error|"
@@ -74,7 +74,7 @@ def _why_disk(error: BaseException | None) -> str | None:
         error = error.__cause__ or error.__context__
     return None
 
-# %% ../nbs/2_using/20_files.ipynb #20c044
+# %% ../nbs/2_using/20_files.ipynb #20c051
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A path beside `path` to write a file or folder to; it takes the place of `path` in one step.
@@ -103,14 +103,14 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             old.rename(path)
         shutil.rmtree(room, ignore_errors=True)
 
-# %% ../nbs/2_using/20_files.ipynb #20c051
+# %% ../nbs/2_using/20_files.ipynb #20c058
 def write_json(path: Path | str, value: Any) -> None:
     "Write `value` to `path` as JSON: a reader sees the old file or the new one, never a part."
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_path(path) as new:
         new.write_bytes(text.encode("utf-8", "backslashreplace"))
 
-# %% ../nbs/2_using/20_files.ipynb #20c053
+# %% ../nbs/2_using/20_files.ipynb #20c060
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     str: ((str,), "text"),
     int: ((int,), "a whole number"),
@@ -151,7 +151,7 @@ def _takes(value: Any, schema: Any) -> bool:
         return _is_kind(value, schema)
     return bool(schema(value))
 
-# %% ../nbs/2_using/20_files.ipynb #20c054
+# %% ../nbs/2_using/20_files.ipynb #20c061
 def _mismatch(value: Any, schema: Any, at: str = "it") -> str | None:
     "How `value`, found `at` a place, departs from `schema`; None where it fits."
     if isinstance(schema, tuple):
@@ -190,7 +190,7 @@ def _object_mismatch(value: dict, schema: dict, at: str) -> str | None:
                 return wrong
     return None
 
-# %% ../nbs/2_using/20_files.ipynb #20c057
+# %% ../nbs/2_using/20_files.ipynb #20c064
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     "An object whose names are all different."
     found = dict(pairs)
@@ -249,7 +249,7 @@ def read_json(
         raise InputError(f"'{path}' is no {what}: {wrong}; {hint}.")
     return value
 
-# %% ../nbs/2_using/20_files.ipynb #20c060
+# %% ../nbs/2_using/20_files.ipynb #20c067
 def mark_folder(folder: Path | str, kind: str = "output") -> None:
     """Write the marker that says which files of `folder` this package wrote, so that it may
     replace them. `kind`: what the folder is, such as 'report'."""
@@ -266,7 +266,7 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
     except InputError:
         return None
 
-# %% ../nbs/2_using/20_files.ipynb #20c063
+# %% ../nbs/2_using/20_files.ipynb #20c070
 def _matches(parts: Sequence[str], pattern: str, whole: bool) -> bool:
     "Whether the parts of a path match a pattern's, `whole` or as its beginning."
     wanted = pattern.split("/")
@@ -307,7 +307,7 @@ def _why_not_ours(path: Path, kind: str | None = None) -> str | None:
     strangers = _strangers(path, marker)
     return f"holds files that dallmi did not write ({listing(strangers, 3)})" if strangers else None
 
-# %% ../nbs/2_using/20_files.ipynb #20c067
+# %% ../nbs/2_using/20_files.ipynb #20c074
 def _same_place(one: Path, other: Path) -> bool:
     "Whether two resolved paths are one file or folder."
     return one == other or (one.exists() and other.exists() and one.samefile(other))
@@ -328,7 +328,7 @@ def _input_clash(path: Path, inputs: Iterable[Path | str]) -> str | None:
             return f"holds '{given}', an input of this run"
     return None
 
-# %% ../nbs/2_using/20_files.ipynb #20c070
+# %% ../nbs/2_using/20_files.ipynb #20c077
 _LONGEST = 239  # bytes of a name, of the 255 that systems take: we hang endings on it
 _LEAST_ROOM = 2**16
 
@@ -368,7 +368,7 @@ def _why_no_room(path: Path, needs: int = 0) -> str | None:
         return f"cannot be written: '{parent}' has {free} of room, and about {wanted} are needed"
     return None
 
-# %% ../nbs/2_using/20_files.ipynb #20c073
+# %% ../nbs/2_using/20_files.ipynb #20c080
 def _is_bare(room: Path) -> bool:
     "Whether a hidden folder was left by a process that was killed while it made it: it is empty."
     try:
@@ -418,7 +418,7 @@ def _locked(path: Path) -> Iterator[None]:
             name.unlink()  # while we hold it
         lock.release()
 
-# %% ../nbs/2_using/20_files.ipynb #20c074
+# %% ../nbs/2_using/20_files.ipynb #20c081
 @contextmanager
 def writing_to(path: Path | str) -> Iterator[None]:
     """While open, no other run writes to `path`; what killed runs left beside it is cleared away.
@@ -439,7 +439,7 @@ def writing_to(path: Path | str) -> Iterator[None]:
         hint = "make room, or mend what is wrong, and give the same command again."
         raise InputError(f"'{path}' cannot be written: {why}; {hint}") from None
 
-# %% ../nbs/2_using/20_files.ipynb #20c078
+# %% ../nbs/2_using/20_files.ipynb #20c085
 def _discard(folder: Path) -> None:
     "Take away a folder of ours; what is not in its marker stays."
     marker = _read_marker(folder) or {}
@@ -473,7 +473,7 @@ def _tidy(path: Path) -> None:
         if _is_finished(path, work):  # it was killed between the two
             _discard(work)
 
-# %% ../nbs/2_using/20_files.ipynb #20c079
+# %% ../nbs/2_using/20_files.ipynb #20c086
 def _open_work(work: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether `work` holds an unfinished run of this identity; without, it is free. Raises
     `InputError` where it holds anything else."""
@@ -526,7 +526,7 @@ def work_folder(
         yield work
         _discard(work)
 
-# %% ../nbs/2_using/20_files.ipynb #20c084
+# %% ../nbs/2_using/20_files.ipynb #20c091
 def _why_not_replaced(path: Path, kind: str | None, is_ours: Callable[[Path], bool]) -> str | None:
     "Why what stands at `path` is not replaced, whatever the user says; None where it may be."
     why = _why_not_ours(path, kind)
@@ -556,7 +556,7 @@ def _why_not(
         return why
     return "exists; give another place, or replace it with overwrite=True (--overwrite)"
 
-# %% ../nbs/2_using/20_files.ipynb #20c085
+# %% ../nbs/2_using/20_files.ipynb #20c092
 def check_output(
     path: Path | str,
     overwrite: bool = False,
@@ -600,7 +600,7 @@ def check_output(
         raise InputError(f"'{shown}' {why}.")
     return path
 
-# %% ../nbs/2_using/20_files.ipynb #20c095
+# %% ../nbs/2_using/20_files.ipynb #20c102
 def safe_cell(value: Any) -> Any:
     """`value` as a cell of a CSV file: a text that a spreadsheet would compute gets an apostrophe.
 
@@ -622,7 +622,7 @@ def spreadsheet_safe(table: "pd.DataFrame") -> "pd.DataFrame":
             safe.isetitem(j, [safe_cell(value) for value in table.iloc[:, j]])
     return safe.set_axis([safe_cell(name) for name in table.columns], axis=1)
 
-# %% ../nbs/2_using/20_files.ipynb #20c097
+# %% ../nbs/2_using/20_files.ipynb #20c104
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~#!$:@])")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 

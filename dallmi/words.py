@@ -40,7 +40,7 @@ def _fit_rows(
     classes = np.concatenate([labels[known], np.ones_like(share), np.zeros_like(share)])
     return rows, classes, np.concatenate([weights, share, 1 - share])
 
-# %% ../nbs/1_method/09_words.ipynb #09c043
+# %% ../nbs/1_method/09_words.ipynb #09c045
 _KINDS: dict[str, dict[str, Any]] = {
     "words": {"analyzer": "word", "ngram_range": (1, 2)},
     "characters": {"analyzer": "char_wb", "ngram_range": (2, 4)},
@@ -71,7 +71,7 @@ def _fit_vectorizer(texts: Sequence[str]) -> tuple[str, TfidfVectorizer]:
         "from; give more texts, or switch it off with words_weight=0."
     )
 
-# %% ../nbs/1_method/09_words.ipynb #09c050
+# %% ../nbs/1_method/09_words.ipynb #09c052
 def _check_both_classes(labels: np.ndarray) -> None:
     "Raise `InputError` that names the columns of `labels` [N, L] that lack a known class."
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
@@ -84,7 +84,7 @@ def _check_both_classes(labels: np.ndarray) -> None:
         f"lack one: {columns}. Add source texts with both, or leave the labels out."
     )
 
-# %% ../nbs/1_method/09_words.ipynb #09c053
+# %% ../nbs/1_method/09_words.ipynb #09c055
 def _check_tables(
     texts: tuple[Sequence[str], Sequence[str]],
     labels: tuple[np.ndarray, np.ndarray],
@@ -113,7 +113,7 @@ def _check_tables(
         known += [np.where(np.isnan(observed), value, np.nan) for value in (0.0, 1.0)]
     _check_both_classes(np.concatenate(known))
 
-# %% ../nbs/1_method/09_words.ipynb #09c055
+# %% ../nbs/1_method/09_words.ipynb #09c057
 @dataclass(frozen=True)
 class WordModel:
     """TF-IDF and one logistic regression per label.
@@ -136,7 +136,7 @@ class WordModel:
         "Probabilities [N, L] of N texts."
         return expit(self.logits(texts))
 
-# %% ../nbs/1_method/09_words.ipynb #09c056
+# %% ../nbs/1_method/09_words.ipynb #09c058
 def fit_words(
     source_texts: Sequence[str],
     source_labels: np.ndarray,
@@ -175,7 +175,7 @@ def fit_words(
     intercepts = np.concatenate([model.intercept_ for model in fits]).astype(np.float32)
     return WordModel(kind, vectorizer, coefficients, intercepts)
 
-# %% ../nbs/1_method/09_words.ipynb #09c067
+# %% ../nbs/1_method/09_words.ipynb #09c069
 @dataclass(frozen=True)
 class Words:
     """The word view as a part of a recipe.
@@ -190,7 +190,7 @@ class Words:
         check_number("words_weight", self.weight, 0, 100)
         check_number("words_C", self.C, 1e-6, 1e6)
 
-# %% ../nbs/1_method/09_words.ipynb #09c073
+# %% ../nbs/1_method/09_words.ipynb #09c075
 WORD_FILES = ("words.json", "words.safetensors")
 
 

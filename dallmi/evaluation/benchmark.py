@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASELINES', 'Trial', 'Grid', 'run_trial', 'Processes', 'benchmark']
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c044
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c041
 import inspect
 import json
 import os
@@ -30,7 +30,7 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import TerminatedWorkerError
 
 import dallmi
-from ..adaptation import fresh_classifier, read_task, source_model
+from ..adaptation import _usual_rate, fresh_classifier, read_task, source_model
 from ..baselines.adversarial import adapt_adversarially
 from ..data.domain import Domain, check_overlap
 from ..data.labels import load_domains
@@ -55,12 +55,12 @@ from dallmi.pipeline import (
     versions,
 )
 from ..recipes import RECIPES, Recipe, find_recipe
-from ..settings import Settings
+from ..settings import _LORA_TIMES, Settings
 from ..streams import Executor, _check_executor
 from ..training.callbacks import TrainingDiverged, duration
 from ..words import fit_words
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c045
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c042
 @dataclass(frozen=True)
 class Trial:
     """One training of a grid.
@@ -84,7 +84,7 @@ _UNTRAINED = BASELINES[:4]  # their seconds say nothing about a training
 _WORDS = ("tfidf", "tfidf-st")  # need no encoder
 _BUDGET = {"batch_size": 16, "epochs": 3, "learning_rate": 1e-4}  # of a baseline
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c047
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c044
 _LISTS: dict[str, type] = {
     "pairs": str,
     "methods": str,
@@ -117,8 +117,9 @@ class Grid:
     `methods`: names of `BASELINES`, recipes, or recipes with changes; `recipes`: your own,
     {name: recipe}. `settings`: those of all trials. `budget`: `epochs` and `batch_size` of all
     methods that do not change them in their name; `learning_rates`: the same for the learning rate.
-    Without these each recipe has its own. With several learning rates each trial chooses one, by
-    the variation loss on held-out target texts, without a hidden label.
+    Without these each recipe has its own, with LoRA at ten times the rate. With several learning
+    rates each trial chooses one, by the variation loss on held-out target texts, without a hidden
+    label.
 
     The test is a fifth of the target, or what `target_rows` texts to train on leave over. With
     `split="validation"` three tenths of the rest are scored in its place, and the test never: for
@@ -194,7 +195,9 @@ class Grid:
         known = {**RECIPES, **self.recipes}
         if method.partition(":")[0] not in known:
             raise unknown_name("method", method, [*BASELINES, *known])
-        return find_recipe(method, known, defaults=self.budget_at(learning_rate))
+        own = method.partition(":")[0] in self.recipes
+        usual = {} if own else _usual_rate(method, self.settings)
+        return find_recipe(method, known, defaults=usual | self.budget_at(learning_rate))
 
     def trials(self) -> list[Trial]:
         "The trials, each once: a method that sees none or all of the labels has one per seed."
@@ -217,14 +220,15 @@ class Grid:
 
     def trial_settings(self, trial: Trial) -> Settings:
         "The `Settings` of a trial."
-        return replace(
+        settings = replace(
             self.settings,
             label_fraction=1.0 if trial.label_fraction is None else trial.label_fraction,
             masking=trial.masking or "label",
             seed=trial.seed,
         )
+        return settings._resolved()
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c050
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c049
 _READING = [  # the settings that say how a file is read
     f.name
     for f in fields(Settings)
@@ -283,7 +287,7 @@ def _check_pair(grid: Grid, pair: str, stream: TextIO | None = None) -> str:
     rows = sorted(zip(target.texts, target.labels.tolist(), strict=True))
     return digest(source.texts, source.labels.tolist(), source.label_names, rows)
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c057
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c056
 _LIBRARIES = ("dallmi", "torch", "builtins")
 
 
@@ -307,9 +311,15 @@ def _plain(value: Any) -> Any:
     )
 
 
+def _baseline_budget(grid: Grid, learning_rate: float | None = None) -> dict[str, Any]:
+    "The budget of a baseline: the grid's, or the usual one, with LoRA at ten times the rate."
+    rate = _BUDGET["learning_rate"] * (_LORA_TIMES if grid.settings.lora else 1)
+    return _BUDGET | {"learning_rate": rate} | grid.budget_at(learning_rate)
+
+
 def _configuration(grid: Grid, trial: Trial, data: str) -> dict[str, Any]:
     "All that decides a trial's numbers, as JSON has it; `data`: what `_check_pair` gave."
-    settings = asdict(grid.trial_settings(trial)) | _BUDGET | grid.budget_at()
+    settings = asdict(grid.trial_settings(trial)) | _baseline_budget(grid)
     recipe = grid.recipe(trial.method)
     if recipe is not None:
         settings |= {name: getattr(recipe, name) for name in _BUDGET}
@@ -329,7 +339,7 @@ def _trial_file(out: Path, config: Mapping[str, Any]) -> Path:
     words = [t["pair"], t["method"], *share, f"s{t['seed']}", digest(config)[:10]]
     return out / ("_".join(safe_name(word, "file") for word in words) + ".json")
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c061
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c060
 def _pipeline(grid: Grid, trial: Trial, task: Task) -> Pipeline:
     "The pipeline of a trial, from the source model that all trials of a pair and a seed share."
     settings = grid.trial_settings(trial)
@@ -360,13 +370,13 @@ def _train(grid: Grid, method: str, rate: float | None, pipeline: Pipeline) -> M
     pipeline.reset()
     source_ids = pipeline.classifier.tokenize(pipeline.task.source.texts)
     target_ids = pipeline.rows["input_ids"][:]
-    budget = _BUDGET | grid.budget_at(rate)
+    budget = _baseline_budget(grid, rate)
     budget["learning_rate"] *= _AAD_RATE
     began = time.monotonic()
     adapt_adversarially(pipeline.classifier, source_ids, target_ids, **budget, seed=pipeline.seed)
     return pipeline.scores(time.monotonic() - began)
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c063
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c062
 def _validation_loss(probs: np.ndarray, observed: np.ndarray) -> float:
     "Log-form variation loss of `probs` on `observed`, both [N, L], summed; lower is better."
     clipped = torch.as_tensor(np.clip(probs, 1e-7, 1 - 1e-7), dtype=torch.float64)
@@ -391,7 +401,7 @@ def _choose_rate(grid: Grid, method: str, pipeline: Pipeline) -> float:
         losses[rate] = _validation_loss(probs, task.target.labels[held])
     return min(losses, key=losses.__getitem__)
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c067
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c066
 def _method_scores(grid: Grid, trial: Trial, task: Task) -> tuple[MethodScores, dict[str, float]]:
     "The scores of a trial's method, and the learning rate that it chose, where there are several."
     if trial.method in _WORDS:
@@ -462,7 +472,7 @@ def run_trial(grid: Grid, trial: Trial) -> dict[str, Any]:
         **chosen,
     }
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c074
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c073
 def _start_worker(log: str, parent: int) -> None:
     "In a worker: write to the end of the file `log`, and end when the parent does."
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -503,7 +513,7 @@ def _measured(grid: Grid, trial: Trial) -> dict[str, Any]:
         result = {"error": _sentence(e)}
     return result | {"trial_seconds": round(time.time() - began, 1)}
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c078
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c077
 class Processes:
     """An executor of `jobs` processes on this machine, each kept from call to call.
 
@@ -564,7 +574,7 @@ class Processes:
             worker.shutdown(wait=True, kill_workers=True)
             self._workers.discard(worker)
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c085
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c084
 def _finished(path: Path) -> dict[str, Any] | None:
     "The trial in the file at `path`; None where it holds no numbers."
     try:
@@ -612,7 +622,7 @@ def _time_left(todo: Sequence[Trial], took: Mapping[Trial, float], jobs: int) ->
         total += sum(alike) / max(len(alike), 1)
     return total / min(jobs, max(len(todo), 1))
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c088
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c087
 def _described(executor: Any) -> str:
     "What runs the trials, for the first line of a run."
     if isinstance(executor, Processes):
@@ -692,7 +702,7 @@ class _Run:
                 future.cancel()
         return [trial for trial in self.paths if trial not in self.took]
 
-# %% ../../nbs/3_judging/36_benchmark.ipynb #36c089
+# %% ../../nbs/3_judging/36_benchmark.ipynb #36c088
 def _check_folder(out: Path, planned: Mapping[Path | str, dict[str, Any]]) -> None:
     """Raise `InputError` where the results in `out` do not fit the `planned` ones, {path:
     configuration}."""

@@ -6,7 +6,7 @@
 __all__ = ['SHOWN', 'score_table', 'bootstrap_interval', 'differences', 'best_baseline', 'pooled_differences', 'relative_gains',
            'gap_share', 'plot_availability', 'plot_labels', 'plot_map_vs_rounded', 'write_report']
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c006
+# %% ../../nbs/3_judging/38_report.ipynb #38c047
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
@@ -36,7 +36,7 @@ from dallmi.evaluation.results import (
 from ..files import atomic_path, check_output, mark_folder, safe_cell, safe_name, writing_to
 from ..page import fill_template, inline_svg
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c009
+# %% ../../nbs/3_judging/38_report.ipynb #38c048
 _PLACE = ["pair", "masking", "label_fraction"]
 
 
@@ -105,7 +105,7 @@ def _over_pairs(frame: pd.DataFrame, masking: str = "label", metric: str = "mAP"
     table: Any = groups.mean().where(groups.count() == frame["pair"].nunique()).unstack(keys[1])
     return table.set_axis(table.index.astype(str))
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c016
+# %% ../../nbs/3_judging/38_report.ipynb #38c055
 def _drawn_means(matrix: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     "Means [draws] of `matrix` [S, L] with seeds and labels drawn; NaN where no score was drawn."
     known = ~np.isnan(matrix)
@@ -143,7 +143,7 @@ def bootstrap_interval(
         return np.nan, np.nan
     return _middle(_drawn_means(difference, draws, np.random.default_rng(seed)), level)
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c021
+# %% ../../nbs/3_judging/38_report.ipynb #38c057
 def _places(frame: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame, list[str], list[str]]]:
     "Each availability of each pair: what it is, the rows there, our methods, the baselines."
     groups: Any = at_each_availability(frame).groupby(_PLACE, dropna=False)
@@ -215,7 +215,7 @@ def differences(
         rows.append(row | size | {"better": int((matrix.mean() > 0).sum())})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c026
+# %% ../../nbs/3_judging/38_report.ipynb #38c059
 def _pooled_interval(
     matrices: Sequence[np.ndarray], draws: int, seed: int = 0
 ) -> tuple[float, float]:
@@ -231,7 +231,7 @@ def _pooled_interval(
     known = ~np.isnan(means).all(axis=1)
     return _middle(np.nanmean(means[known], axis=1))
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c031
+# %% ../../nbs/3_judging/38_report.ipynb #38c061
 def best_baseline(
     labels: pd.DataFrame, pairs: Sequence[str] | None = None, metric: str = "mAP"
 ) -> dict[float, str]:
@@ -261,7 +261,7 @@ def best_baseline(
     tables = {k: pd.concat(found, axis=1).dropna().mean(axis=1) for k, found in means.items()}
     return {k: str(mean.idxmax()) for k, mean in sorted(tables.items()) if len(mean)}
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c033
+# %% ../../nbs/3_judging/38_report.ipynb #38c063
 _POOLED = ["masking", "label_fraction", "method", "baseline", "difference", "low", "high", "worst"]
 _POOLED += ["worst_difference", "pairs"]
 
@@ -295,7 +295,7 @@ def pooled_differences(
         rows.append((*place, name, mean, *interval, worst, each[worst], len(each)))
     return pd.DataFrame(rows, columns=_POOLED)
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c037
+# %% ../../nbs/3_judging/38_report.ipynb #38c065
 def relative_gains(frame: pd.DataFrame) -> pd.DataFrame:
     """(method − baseline) / baseline, over `partial` and `unsupervised`, in mAP and mAP@0.5.
 
@@ -336,7 +336,7 @@ def _pair_gap(frame: pd.DataFrame, pair: str, masking: str) -> pd.DataFrame:
     mean, n = (over_seeds(shared, pair, masking, "mAP", how) for how in ("mean", "count"))
     return gap_share(mean.where(n == both.sum()))
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c042
+# %% ../../nbs/3_judging/38_report.ipynb #38c068
 _FIXED = {"source": "#000000", "supervised": "#000000", "partial": "#d55e00"}
 _FIXED |= {"unsupervised": "#029e73", "paper": "#0173b2", "anchored": "#56b4e9"}
 _OTHERS = ("#de8f05", "#cc78bc", "#ca9161")  # all of seaborn's colour-blind palette
@@ -391,7 +391,7 @@ def _panels(titles: Sequence[str], width: float, height: float) -> tuple[Figure,
         ax.set_axisbelow(True)
     return fig, axes[: len(titles)]
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c043
+# %% ../../nbs/3_judging/38_report.ipynb #38c074
 def _draw_lines(ax: Axes, mean: pd.DataFrame, free: set[str], colours: Mapping[str, str]) -> None:
     "A line per method of `mean` [methods × fractions], broken for methods in `free`."
     x = 100 * mean.columns.to_numpy(dtype=float)
@@ -447,7 +447,7 @@ def plot_availability(frame: pd.DataFrame) -> Figure:
         ax.set(xlabel="label fraction", ylabel="mAP, %")
     return fig
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c046
+# %% ../../nbs/3_judging/38_report.ipynb #38c075
 def _label_means(labels: pd.DataFrame, pair: str) -> tuple[str, pd.DataFrame] | None:
     """A title, and the mean AP of a pair's labels over seeds, at its lowest label fraction.
 
@@ -516,7 +516,7 @@ def plot_map_vs_rounded(frame: pd.DataFrame) -> Figure:
     fig.legend(*entries, loc="outside right center", frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c052
+# %% ../../nbs/3_judging/38_report.ipynb #38c082
 SHOWN = ("mAP", "mAP@0.5", "F1", "F1_micro", "F1_best")
 _MEANING = {
     "mAP": "average precision of the scores, mean over labels",
@@ -558,7 +558,7 @@ _CAPTION = {
     "map_vs_rounded": "The two metrics against each other, a mark per trial; dotted: chance.",
 }
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c053
+# %% ../../nbs/3_judging/38_report.ipynb #38c083
 def _origins(trials: Sequence[dict]) -> str:
     "Which commits the results come from, as far as they say, and which machines, as a list."
     versions = [t["versions"] for t in trials if "versions" in t]
@@ -745,7 +745,7 @@ def _text(
         parts += [f"## {_shown(pair)}", *_tables(done, metrics, pair)]
     return "\n\n".join([*parts, f"## Cost of a trial\n\n{_COST}\n\n{_costs(done)}"]) + "\n"
 
-# %% ../../nbs/3_judging/38_report.ipynb #38c055
+# %% ../../nbs/3_judging/38_report.ipynb #38c086
 def _summary(frame: pd.DataFrame) -> pd.DataFrame:
     "Per pair, method and availability: trials, failed, mean and sd of every metric, median costs."
     frame = frame.astype({"method": str}).assign(failed=frame["error"] != "")

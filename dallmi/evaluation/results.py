@@ -6,7 +6,7 @@
 __all__ = ['OURS', 'synthetic_trial', 'synthetic_grid', 'read_trial', 'check_together', 'load_trials', 'pack_trials',
            'trials_frame', 'labels_frame', 'rare_labels', 'at_each_availability', 'over_seeds', 'what_was_run']
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c008
+# %% ../../nbs/3_judging/37_trials.ipynb #37c037
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ import pandas as pd
 from ..errors import InputError, listing, user_path
 from ..files import MARKER, atomic_path, read_json
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c010
+# %% ../../nbs/3_judging/37_trials.ipynb #37c038
 _LABELS = ["comedy", "crime", "drama", "horror", "music", "romance", "scifi", "war"]
 _SKILL = {  # in average precision
     "source": 0.0,
@@ -67,7 +67,7 @@ def _synthetic_scores(pair: str, method: str, fraction: float | None, seed: int)
     scores = {"AP": ap, "AP@0.5": rounded, "F1": 0.9 * ap, "F1@0.5": rounded - 0.05}
     return pd.DataFrame(scores | {"F1_best": 0.95 * ap, "chance": chance}, index=_LABELS)
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c011
+# %% ../../nbs/3_judging/37_trials.ipynb #37c039
 def _synthetic_settings(method: str) -> dict[str, Any]:
     "The settings of a made-up trial: shared ones, and the budget of its method."
     settings = {"model": "minilm", "max_length": 128, "max_rows": 4000, "source_epochs": 5}
@@ -132,7 +132,7 @@ def synthetic_grid(
         (folder / f"{number}.json").write_text(json.dumps(trial), encoding="utf-8")
     return folder
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c014
+# %% ../../nbs/3_judging/37_trials.ipynb #37c042
 _PER_LABEL = ("AP", "AP@0.5", "F1", "F1@0.5", "F1_best")
 _METRICS = (*(column.replace("AP", "mAP") for column in _PER_LABEL), "F1_micro")
 _COSTS = ("seconds", "memory_mb")
@@ -190,7 +190,7 @@ _FINISHED = _TRIAL | {
     "versions": {str: (str, float, bool, None)},
 }
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c016
+# %% ../../nbs/3_judging/37_trials.ipynb #37c044
 def _contradiction(trial: dict) -> str | None:
     "What in a trial that fits the schema contradicts itself; None where all is well."
     t = trial["trial"]
@@ -222,7 +222,7 @@ def read_trial(path: Path | str, text: str | None = None) -> dict:
         raise InputError(f"'{path}' is no {what}: {wrong}; {hint}.")
     return trial
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c020
+# %% ../../nbs/3_judging/37_trials.ipynb #37c049
 def _read_lines(path: Path) -> dict[Path | str, dict]:
     "The trials in a packed file, {where: trial}. Raises `InputError` for what is none."
     try:
@@ -312,7 +312,7 @@ def check_together(found: Mapping[Path | str, dict]) -> None:
             hint = "report them apart, or run one again."
             raise InputError(f"'{seen[differ[0]][0]}' and '{where}' {what}; {hint}")
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c023
+# %% ../../nbs/3_judging/37_trials.ipynb #37c053
 def load_trials(results: Path | str | Iterable[Path | str]) -> list[dict]:
     """The trials in folders of results or packed files, one or several, sorted by what they are.
 
@@ -352,7 +352,7 @@ def pack_trials(trials: Iterable[dict], path: Path | str) -> None:
     with atomic_path(path) as new:
         new.write_text("".join(lines), encoding="utf-8")
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c026
+# %% ../../nbs/3_judging/37_trials.ipynb #37c056
 OURS = ("anchored",)
 _FIRST = (
     "source",
@@ -418,7 +418,7 @@ def labels_frame(trials: Iterable[dict], ours: Sequence[str] = OURS) -> pd.DataF
     frame = pd.concat(tables, ignore_index=True)
     return _with_roles(frame[[*_IDENTITY, "label", "chance", "positives", *_PER_LABEL]], ours)
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c032
+# %% ../../nbs/3_judging/37_trials.ipynb #37c057
 def rare_labels(labels: pd.DataFrame, least: int = 10) -> pd.DataFrame:
     """The labels with fewer than `least` positives among the test texts of any seed.
 
@@ -426,7 +426,7 @@ def rare_labels(labels: pd.DataFrame, least: int = 10) -> pd.DataFrame:
     fewest = labels.groupby(["pair", "label"], as_index=False)["positives"].min()
     return fewest[fewest["positives"] < least].astype({"positives": int}).reset_index(drop=True)
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c037
+# %% ../../nbs/3_judging/37_trials.ipynb #37c060
 def at_each_availability(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with the rows that hold at every availability repeated at each one of their pair.
 
@@ -451,7 +451,7 @@ def over_seeds(
     table = groups[metric].agg(how).unstack("label_fraction")
     return table.set_axis(table.index.astype(str))
 
-# %% ../../nbs/3_judging/37_trials.ipynb #37c041
+# %% ../../nbs/3_judging/37_trials.ipynb #37c063
 def what_was_run(trials: Sequence[dict]) -> pd.DataFrame:
     "Sizes and shared settings of every pair, in words: a row per property, a column per pair."
     columns = {}

@@ -6,7 +6,7 @@
 __all__ = ['HUB_DEFAULT', 'default_model', 'head_of', 'load_encoder', 'pad_batch', 'start_at_prior', 'accelerator_or_cpu',
            'bf16_pays', 'use_free_threads']
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c008
+# %% ../../nbs/2_using/13_encoder.ipynb #13c041
 import os
 import time
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c009
+# %% ../../nbs/2_using/13_encoder.ipynb #13c042
 from ..errors import InputError, first_line, listing, user_path
 from ..losses.mixup import is_causal
 from .callbacks import quiet_transformers
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c012
+# %% ../../nbs/2_using/13_encoder.ipynb #13c043
 HUB_DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
 _HINT = (
     "Give the folder or the hub name of an encoder or a decoder; offline, install "
@@ -47,7 +47,7 @@ def default_model() -> str:
         return HUB_DEFAULT
     return str(get_model_path())
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c021
+# %% ../../nbs/2_using/13_encoder.ipynb #13c046
 def _outputs(model: PreTrainedModel, ids: list[list[int]], length: int) -> torch.Tensor:
     "Logits [B, L] of rows of tokens, of each its first `length`; the rest is padding."
     rows = torch.tensor(ids, device=model.device)
@@ -86,7 +86,7 @@ def _how_it_reads(model: PreTrainedModel) -> str:
     model.train(training)
     return how
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c024
+# %% ../../nbs/2_using/13_encoder.ipynb #13c050
 def _why_unfit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> str | None:
     "Why this pair cannot serve as a text encoder, as the rest of a sentence; None where it can."
     kind = model.config.model_type
@@ -101,10 +101,13 @@ def _why_unfit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> st
     if len(tokenizer) > embeddings.num_embeddings:
         return "has fewer embeddings than tokens"
     if _how_it_reads(model) == "neither":
-        return f"is a decoder ({kind}) whose head does not read the last token of a text"
+        return (
+            f"is a decoder ({kind}) that does not declare itself one, or whose head does not "
+            "read the last token of a text"
+        )
     return None
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c027
+# %% ../../nbs/2_using/13_encoder.ipynb #13c053
 def head_of(model: PreTrainedModel) -> nn.Linear:
     "The last linear layer with one output per label. Raises `InputError` where there is none."
     labels = model.config.num_labels
@@ -116,7 +119,7 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
         )
     return layers[-1]
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c029
+# %% ../../nbs/2_using/13_encoder.ipynb #13c056
 def _load_pair(
     name: Path | str, names: dict[int, str]
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -162,7 +165,7 @@ def _check_names(label_names: Sequence[str]) -> None:
     if not label_names:
         raise InputError("There are no label names; a classifier needs one label at least.")
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c031
+# %% ../../nbs/2_using/13_encoder.ipynb #13c058
 def load_encoder(
     name: Path | str, label_names: Sequence[str]
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -192,7 +195,7 @@ def load_encoder(
         raise InputError(f"The model '{name}' {unfit}. {_HINT}")
     return tokenizer, model
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c034
+# %% ../../nbs/2_using/13_encoder.ipynb #13c069
 def _listed(row: Any) -> list[int]:
     "A list of the numbers in a list, array or tensor."
     return row.tolist() if hasattr(row, "tolist") else list(row)
@@ -216,7 +219,7 @@ def pad_batch(
     rows = {name: [_listed(row) for row in values] for name, values in columns.items()}
     return tokenizer.pad(rows, padding="max_length", max_length=length, return_tensors="pt")
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c042
+# %% ../../nbs/2_using/13_encoder.ipynb #13c076
 def _mean_feature(model: PreTrainedModel, texts: BatchEncoding) -> torch.Tensor:
     "What a decoder's head reads of some texts' last tokens, the mean [H]."
     seen: list[torch.Tensor] = []
@@ -262,7 +265,7 @@ def start_at_prior(
             mean = _mean_feature(model, texts)
             head.weight += torch.outer(odds - head.weight @ mean, mean) / mean.square().sum()
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c075
+# %% ../../nbs/2_using/13_encoder.ipynb #13c083
 def accelerator_or_cpu() -> torch.device:
     "The accelerator of this machine where it has one, else the processor."
     if torch.accelerator.is_available():
@@ -293,7 +296,7 @@ def bf16_pays(device: torch.device | str) -> bool:
     has_flag = bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
     return kind == "cpu" and torch.backends.mkldnn.is_available() and has_flag
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c078
+# %% ../../nbs/2_using/13_encoder.ipynb #13c086
 def _rate(threads: int, seconds: float = 0.06) -> float:
     "Matrix products with so many threads, of the size of a small encoder's, in a second."
     torch.set_num_threads(threads)
@@ -310,7 +313,7 @@ def _fewest(rates: dict[int, float], worth: float = 1.1) -> int:
     "The fewest threads to which no other number adds more than a tenth."
     return min(n for n, rate in rates.items() if worth * rate >= max(rates.values()))
 
-# %% ../../nbs/2_using/13_encoder.ipynb #13c081
+# %% ../../nbs/2_using/13_encoder.ipynb #13c089
 def use_free_threads(device: torch.device | str = "cpu") -> str | None:
     """Let PyTorch use as many CPU threads as pay on this machine now; returns a line that says so.
 

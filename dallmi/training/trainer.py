@@ -49,7 +49,7 @@ from .callbacks import CarefulTrainer
 from .encoder import head_of, pad_batch
 from .sampler import BalancedBatchSampler
 
-# %% ../../nbs/2_using/15_training.ipynb #15c043
+# %% ../../nbs/2_using/15_training.ipynb #15c041
 _TEXT = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -126,7 +126,7 @@ def _uniform_rows(n: int, balanced: int) -> Tensor:
     "Bool [n]: all but the last `balanced` rows; where that leaves none, all."
     return torch.arange(n) < (n - balanced or n)
 
-# %% ../../nbs/2_using/15_training.ipynb #15c047
+# %% ../../nbs/2_using/15_training.ipynb #15c045
 def _lengths(rows: Any) -> list[int]:
     "Tokens of every row."
     if isinstance(rows, Dataset) and rows.format["type"] != "custom":
@@ -178,7 +178,7 @@ def _balanced_loader(
         non_blocking=bool(getattr(args.accelerator_config, "non_blocking", False)),
     )
 
-# %% ../../nbs/2_using/15_training.ipynb #15c050
+# %% ../../nbs/2_using/15_training.ipynb #15c048
 def _title(loss: nn.Module) -> str:
     "What a loss is called in a message: its class, or the function's name."
     return loss_name(loss) if isinstance(loss, _FunctionLoss) else type(loss).__name__
@@ -208,7 +208,7 @@ def _loss_parts(
         )
     return parts
 
-# %% ../../nbs/2_using/15_training.ipynb #15c053
+# %% ../../nbs/2_using/15_training.ipynb #15c051
 def _model_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch the forward of the stock `model` takes, but for the labels.
 
@@ -319,7 +319,7 @@ def _total(parts: dict[str, Tensor], mixup: MixUp | None) -> Tensor:
     total = sum(values[1:], values[0])
     return total if mixup is None or "mixup" not in parts else total + mixup.weight * parts["mixup"]
 
-# %% ../../nbs/2_using/15_training.ipynb #15c057
+# %% ../../nbs/2_using/15_training.ipynb #15c055
 def _stock(model: Any) -> Any:
     "The stock model, also where peft has wrapped it."
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -356,7 +356,7 @@ def parameter_groups(
             groups.append({"params": params, "lr": rate, "weight_decay": weight_decay * decays})
     return [group for group in groups if group["params"]]
 
-# %% ../../nbs/2_using/15_training.ipynb #15c065
+# %% ../../nbs/2_using/15_training.ipynb #15c063
 def _setting(default: Any, help: str) -> Any:
     "A dataclass field with its help text."
     return field(default=default, metadata={"help": help})
@@ -418,7 +418,7 @@ class DallmiArguments(TrainingArguments):
         "Label-balanced rows of a batch."
         return round(self.balanced_share * self.per_device_train_batch_size)
 
-# %% ../../nbs/2_using/15_training.ipynb #15c067
+# %% ../../nbs/2_using/15_training.ipynb #15c065
 class DallmiTrainer(CarefulTrainer):
     """`Trainer` that draws balanced batches, mixes texts in the same pass and minimises `loss`.
 
@@ -745,7 +745,7 @@ class DallmiTrainer(CarefulTrainer):
             hp_space, compute_objective or _objective, *args, **kwargs
         )
 
-# %% ../../nbs/2_using/15_training.ipynb #15c069
+# %% ../../nbs/2_using/15_training.ipynb #15c067
 _MOST = 10**9
 _NUMBERS: dict[str, tuple[float, float, bool]] = {  # lowest, highest, whole
     "balanced_share": (0, 1, False),
@@ -788,7 +788,7 @@ def _check_values(args: TrainingArguments) -> None:
         if isinstance(setting.default, bool) and not isinstance(value, (bool, np.bool_)):
             raise InputError(f"{name}={value!r} is neither True nor False; give one of them.")
 
-# %% ../../nbs/2_using/15_training.ipynb #15c071
+# %% ../../nbs/2_using/15_training.ipynb #15c069
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {  # what it may be, and what to say else
     "auto_find_batch_size": (
         (False,),
@@ -856,7 +856,7 @@ def _say(sentence: str) -> None:
     "Warn of something that is no error."
     warnings.warn(sentence, UserWarning, stacklevel=3)
 
-# %% ../../nbs/2_using/15_training.ipynb #15c083
+# %% ../../nbs/2_using/15_training.ipynb #15c081
 def _first_row(rows: Any, what: str) -> Mapping[str, Any]:
     """The first row of the data set `rows`.
 
@@ -899,7 +899,7 @@ def _need(row: Mapping[str, Any], names: Iterable[str], what: str) -> None:
                 advice = "add it, as the loss reads it (its prepare(probs, labels) may make it)"
             raise InputError(f"{what} has no column {name!r}; {advice}.")
 
-# %% ../../nbs/2_using/15_training.ipynb #15c087
+# %% ../../nbs/2_using/15_training.ipynb #15c085
 def _most_tokens(model: Any) -> float:
     "The longest text that the stock `model` has positions for; infinite for relative positions."
     tables = [
@@ -951,7 +951,7 @@ def _check_ids(rows: Any, what: str, model: Any) -> None:
                 "tokenize with the model's own tokenizer."
             )
 
-# %% ../../nbs/2_using/15_training.ipynb #15c090
+# %% ../../nbs/2_using/15_training.ipynb #15c088
 def _label_matrix(rows: Any, what: str, names: list[str]) -> np.ndarray:
     """Labels [N, L], float32, of all rows: 1, 0 or NaN.
 
@@ -1011,7 +1011,7 @@ def _check_order(rows: Any, what: str, names: list[str]) -> None:
         "give a model for the labels of the data."
     )
 
-# %% ../../nbs/2_using/15_training.ipynb #15c097
+# %% ../../nbs/2_using/15_training.ipynb #15c095
 class _OwnCollator:
     "A user's collator, with labels that are float and checked, and marked uniform rows."
 
@@ -1043,7 +1043,7 @@ class _OwnCollator:
             batch["uniform"] = _uniform_rows(len(rows), self.balanced)
         return batch
 
-# %% ../../nbs/2_using/15_training.ipynb #15c100
+# %% ../../nbs/2_using/15_training.ipynb #15c098
 def check_loss(loss: Any) -> None:
     "Raise `InputError` where `loss` cannot be called with (logits, labels, batch)."
     if isinstance(loss, type):
@@ -1080,7 +1080,7 @@ def loss_name(loss: nn.Module) -> str:
     name = getattr(loss, "name", None) or type(loss).__name__.lower().removesuffix("loss")
     return str(name) or "loss"
 
-# %% ../../nbs/2_using/15_training.ipynb #15c104
+# %% ../../nbs/2_using/15_training.ipynb #15c102
 class _FunctionLoss(Loss):
     "A `compute_loss_func(outputs, labels, num_items_in_batch)` of `Trainer` as a loss."
 
@@ -1111,7 +1111,7 @@ class _FunctionLoss(Loss):
         value = self.function(outputs, labels, num_items_in_batch=labels.numel())
         return value * labels.shape[1] if isinstance(value, Tensor) else value
 
-# %% ../../nbs/2_using/15_training.ipynb #15c111
+# %% ../../nbs/2_using/15_training.ipynb #15c109
 _WORD = 2**16
 
 
@@ -1236,7 +1236,7 @@ def quick_dropout(model: nn.Module) -> Iterator[None]:
     with _swapped(model), _whole_attention():
         yield
 
-# %% ../../nbs/2_using/15_training.ipynb #15c122
+# %% ../../nbs/2_using/15_training.ipynb #15c120
 def _heard(loss: nn.Module, sampler: BalancedBatchSampler, labels: np.ndarray) -> float:
     "Share of the terms, of labels with a positive, that compare something in 100 batches."
     seen = torch.from_numpy((labels == 1).any(0))
@@ -1283,7 +1283,7 @@ def _check_company(
             f"the others lack a positive or an unlabelled text; {enough}."
         )
 
-# %% ../../nbs/2_using/15_training.ipynb #15c126
+# %% ../../nbs/2_using/15_training.ipynb #15c124
 def _check_model(model: Any, tokenizer: Any, mixup: MixUp | None, own_collator: bool) -> None:
     "Raise `InputError` where `model` is no classifier of named labels, or cannot be fed."
     stock: Any = _stock(model)
@@ -1332,7 +1332,7 @@ def _objective(metrics: dict[str, float]) -> float:
     kept = {name: v for name, v in metrics.items() if not name.startswith("eval_loss_")}
     return default_compute_objective(kept)
 
-# %% ../../nbs/2_using/15_training.ipynb #15c128
+# %% ../../nbs/2_using/15_training.ipynb #15c126
 _AS_IN_TRAINER = {"tokenizer": "processing_class", "data": "train_dataset", "objective": "loss"}
 
 
