@@ -189,7 +189,7 @@ def _changed_part(name: str, part: Any, changes: dict[str, Any]) -> Any:
     changed = replace(part or kind(), **changes)
     return changed if changed.weight > 0 else None
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c029
+# %% ../nbs/2_using/17_recipes.ipynb #17c031
 RECIPES: dict[str, Recipe] = {
     "anchored": Recipe(
         AnchoredLoss(),
@@ -225,7 +225,7 @@ RECIPES: dict[str, Recipe] = {
     "supervised": Recipe(BCELoss(unknown="ignore"), labels="all"),
 }
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c035
+# %% ../nbs/2_using/17_recipes.ipynb #17c037
 def _read_value(text: str, default: Any, name: str) -> Any:
     "The `text` of a setting as a value of the type of its `default`. Raises `InputError`."
     kind = type(default)
@@ -256,7 +256,7 @@ def _read_changes(spec: str, name: str, rest: str, known: Mapping[str, Any]) -> 
         changes[key] = _read_value(text, known[key], key)
     return changes
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c036
+# %% ../nbs/2_using/17_recipes.ipynb #17c038
 def find_recipe(
     spec: str | Recipe,
     recipes: Mapping[str, Recipe] = RECIPES,
@@ -281,7 +281,7 @@ def find_recipe(
     changes = _read_changes(spec, name, rest, recipe.settings())
     return recipe.change(**{**changes, **overrides})
 
-# %% ../nbs/2_using/17_recipes.ipynb #17c045
+# %% ../nbs/2_using/17_recipes.ipynb #17c047
 def recipes_table() -> str:
     "The recipes as a table in plain text: parts, what they learn from, budget; a line each."
     rows = []

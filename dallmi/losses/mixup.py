@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pairs', 'mix_texts', 'mixup_loss', 'draw_pairs', 'is_causal', 'mixed_forward', 'MixUp']
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c041
+# %% ../../nbs/1_method/06_mixup.ipynb #06c042
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from ..errors import InputError, unknown_name
 from .base import full_precision
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c042
+# %% ../../nbs/1_method/06_mixup.ipynb #06c043
 class Pairs(NamedTuple):
     """Texts to mix, each [M]: rows of a positive and an unlabelled text of a label, and how.
 
@@ -55,7 +55,7 @@ def mix_texts(embeds: Tensor, mask: Tensor, pairs: Pairs) -> tuple[Tensor, Tenso
     union = (mask[p].bool() & (g > 0)) | (mask[u].bool() & (g < 1))
     return _mix(positive, unlabelled, pairs.g), union.to(mask.dtype)
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c045
+# %% ../../nbs/1_method/06_mixup.ipynb #06c046
 def mixup_loss(
     mixed: Tensor, logits: Tensor, pairs: Pairs, form: Literal["norm", "log"] = "norm"
 ) -> Tensor:
@@ -78,7 +78,7 @@ def mixup_loss(
         gap = log_target - F.logsigmoid(z)
     return (pairs.weight * gap.square()).sum()
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c048
+# %% ../../nbs/1_method/06_mixup.ipynb #06c049
 def _pick_rows(mask: Tensor) -> Tensor:
     """One random row [L] of every column of `mask` [B, L], uniform over its True entries.
 
@@ -117,7 +117,7 @@ def _with_weight(pairs: Pairs) -> Pairs:
     count = int(np.count_nonzero(pairs.weight.numpy()))
     return Pairs(*(column[:count] for column in pairs))
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c051
+# %% ../../nbs/1_method/06_mixup.ipynb #06c052
 _Place = Literal["embedding", "hidden", "logits"]
 _PLACES: tuple[_Place, ...] = ("embedding", "hidden", "logits")
 
@@ -150,7 +150,7 @@ def _mixed_hidden(model: PreTrainedModel, pairs: Pairs) -> Iterator[None]:
     finally:
         handle.remove()
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c053
+# %% ../../nbs/1_method/06_mixup.ipynb #06c054
 def is_causal(model: PreTrainedModel) -> bool:
     "Whether `model` is a decoder: it reads from left to right, and its head reads the last token."
     layers = [module for module in model.modules() if getattr(module, "is_causal", False) is True]
@@ -181,7 +181,7 @@ def _mixed_inputs(
         inputs["token_type_ids"] = torch.cat([types, types[larger]])
     return inputs
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c055
+# %% ../../nbs/1_method/06_mixup.ipynb #06c056
 def mixed_forward(
     forward: Callable[..., Any],
     model: PreTrainedModel,
@@ -211,7 +211,7 @@ def mixed_forward(
     plain, mixed = logits.split([len(text["input_ids"]), len(pairs.g)])
     return plain, mixed
 
-# %% ../../nbs/1_method/06_mixup.ipynb #06c063
+# %% ../../nbs/1_method/06_mixup.ipynb #06c064
 _RANGES = {"weight": (0, 10**6), "alpha": (1e-3, 10**3), "max_pairs": (1, 100_000)}
 
 
