@@ -75,7 +75,8 @@ def check_number(
     A bool is no number. `name`: what the user calls the value."""
     kinds = (numbers.Integral,) if whole else (numbers.Real,)
     kind = "whole number" if whole else "number"
-    bounds = f" of {low:g} or more" if math.isinf(high) else f" from {low:g} to {high:g}"
+    least, most = (f"{bound:.0f}" if whole else f"{bound:g}" for bound in (low, high))
+    bounds = f" of {least} or more" if math.isinf(high) else f" from {least} to {most}"
     bounds = "" if math.isinf(low) else bounds
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise InputError(f"{name}={value!r} is no {kind}; give one{bounds}.")
