@@ -20,7 +20,7 @@ from typing import Any
 import dallmi
 from .errors import InputError, check_number, first_line, user_path
 
-# %% ../nbs/3_judging/42_many_machines.ipynb #42c014
+# %% ../nbs/3_judging/42_many_machines.ipynb #42c036
 def _called(folder: str, function: Callable[..., Any], *args: Any) -> Any:
     "On a node: make the call in the driver's working folder, by which relative paths are meant."
     with suppress(OSError):
@@ -113,7 +113,7 @@ class RayExecutor:
         if self._own:
             _ray().shutdown()
 
-# %% ../nbs/3_judging/42_many_machines.ipynb #42c018
+# %% ../nbs/3_judging/42_many_machines.ipynb #42c040
 def _ray() -> Any:
     "The library `ray`. Raises `InputError` where it is not installed."
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -176,7 +176,7 @@ def _init(address: str, how: dict[str, Any], said: list[str]) -> None:
 _PATIENCE = 60  # seconds until a cluster counts as one that does not answer
 _PASSED_ON = ("DALLMI_CACHE", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
 
-# %% ../nbs/3_judging/42_many_machines.ipynb #42c020
+# %% ../nbs/3_judging/42_many_machines.ipynb #42c042
 def _about_node(paths: Iterable[str]) -> dict[str, Any]:
     "On a node: its versions, and which of the `paths` are not there."
     versions = {

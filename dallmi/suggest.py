@@ -59,8 +59,25 @@ def _likely(probs: np.ndarray) -> np.ndarray:
     return -(place * probs.shape[1] + labels).min(1).astype(float)
 
 # %% ../nbs/2_using/23_suggest.ipynb #23c015
-STRATEGIES = ("random", "likely", "uncertain", "disagreement")
 _POOL = 5  # with diversity, so many times n texts are considered
+
+
+def _spread_out(scores: np.ndarray, texts: Sequence[str], n: int) -> np.ndarray:
+    """`n` of the texts, the best first: of the best `_POOL` · n by `scores` each next one is that
+    least like those already taken (TF-IDF, cosine)."""
+    pool = np.argsort(-scores, kind="stable")[: _POOL * n]
+    found = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True)
+    features = found.fit_transform([texts[i] for i in pool])
+    taken, nearest = [0], np.zeros(len(pool))
+    while len(taken) < n:
+        last = features @ features[taken[-1]].T
+        nearest = np.maximum(nearest, np.asarray(last.todense()).ravel())
+        nearest[taken] = np.inf
+        taken.append(int(np.argmin(nearest)))
+    return pool[taken]
+
+# %% ../nbs/2_using/23_suggest.ipynb #23c053
+STRATEGIES = ("random", "likely", "uncertain", "disagreement")
 
 
 def _strategy_scores(
@@ -85,28 +102,13 @@ def _strategy_scores(
     return _disagreement(*views)
 
 
-def _spread_out(scores: np.ndarray, texts: Sequence[str], n: int) -> np.ndarray:
-    """`n` of the texts, the best first: of the best `_POOL` · n by `scores` each next one is that
-    least like those already taken (TF-IDF, cosine)."""
-    pool = np.argsort(-scores, kind="stable")[: _POOL * n]
-    found = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True)
-    features = found.fit_transform([texts[i] for i in pool])
-    taken, nearest = [0], np.zeros(len(pool))
-    while len(taken) < n:
-        last = features @ features[taken[-1]].T
-        nearest = np.maximum(nearest, np.asarray(last.todense()).ravel())
-        nearest[taken] = np.inf
-        taken.append(int(np.argmin(nearest)))
-    return pool[taken]
-
-
 def _choose(scores: np.ndarray, texts: Sequence[str], n: int, diverse: bool) -> np.ndarray:
     "Row numbers [n] of the texts to label, the best first."
     if diverse:
         return _spread_out(scores, texts, n)
     return np.argsort(-scores, kind="stable")[:n]
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c030
+# %% ../nbs/2_using/23_suggest.ipynb #23c058
 def _views(classifier: Classifier, texts: Sequence[str]) -> tuple[np.ndarray, Any]:
     "Probabilities [N, L] by the whole classifier, and those of its two views, None for one."
     encoder = classifier.score_tokens(classifier.tokenize(texts))
@@ -173,13 +175,13 @@ def suggest(
     table.insert(2, GUESS, [_guess(probs[i], thresholds, names) for i in rows])
     return table
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c035
+# %% ../nbs/2_using/23_suggest.ipynb #23c064
 def _form(table: pd.DataFrame, ids: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
     "The sheet to be filled in: id, guess, text, and a blank column per label."
     about = {"id": list(ids), GUESS: table[GUESS], "text": table["text"]}
     return pd.DataFrame(about, dtype=object).assign(**dict.fromkeys(names, ""))
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c036
+# %% ../nbs/2_using/23_suggest.ipynb #23c065
 def _write_form(form: pd.DataFrame, names: Sequence[str], out: Path) -> None:
     "Write the sheet as CSV, as tasks of Label Studio (.json), or as records (.jsonl)."
     if out.suffix.lower() == ".csv":
@@ -192,7 +194,7 @@ def _write_form(form: pd.DataFrame, names: Sequence[str], out: Path) -> None:
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
         out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c041
+# %% ../nbs/2_using/23_suggest.ipynb #23c068
 def _is_blank(value: Any) -> bool:
     "Whether a cell holds nothing, or a word for a missing value."
     return value is None or str(value).strip().lower() in BLANK
@@ -214,7 +216,7 @@ class _Round:
     labels: np.ndarray
     rows: list[int]
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c043
+# %% ../nbs/2_using/23_suggest.ipynb #23c070
 def _column_labels(rows: pd.DataFrame, names: Sequence[str], text: str, where: str) -> np.ndarray:
     "Labels [n, L] of a file with a column of 1, 0 or blank per label."
     return _labels_from_columns(rows, list(names), where)
@@ -238,7 +240,7 @@ def _choice_labels(rows: pd.DataFrame, names: Sequence[str], text: str, where: s
     labels[filled] = found.select_labels(list(names), where).labels
     return labels
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c044
+# %% ../nbs/2_using/23_suggest.ipynb #23c071
 def _read_round(file: DomainLike, names: Sequence[str], text_column: str | None) -> _Round:
     "A filled-in file. Raises `InputError` that names the row of what cannot be used."
     if isinstance(file, (str, os.PathLike)) and str(file).lower().endswith(".json"):
@@ -266,7 +268,7 @@ def _read_round(file: DomainLike, names: Sequence[str], text_column: str | None)
     plain = ["" if _is_blank(value) else _plain(value) for value in ids]
     return _Round(where, plain, texts, labels, kept.tolist())
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c046
+# %% ../nbs/2_using/23_suggest.ipynb #23c074
 class _Merging:
     "The target's texts and labels while rounds of labels are merged into them."
 
@@ -338,7 +340,7 @@ class _Merging:
                 f"text and differ in {self.names[differ[0]]!r}; keep one of them."
             )
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c047
+# %% ../nbs/2_using/23_suggest.ipynb #23c075
 def merge_labels(
     target: Domain,
     labelled: DomainLike | Sequence[DomainLike],
@@ -362,7 +364,7 @@ def merge_labels(
     labels = np.stack(merging.labels)
     return Domain(merging.texts, labels, target.label_names, merging.ids, origin)
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c051
+# %% ../nbs/2_using/23_suggest.ipynb #23c082
 def _studio_tasks(form: pd.DataFrame) -> list[dict[str, Any]]:
     "The texts as tasks of Label Studio, the guess beside each."
     columns = ["id", "text", GUESS]
@@ -399,7 +401,7 @@ def _studio_rows(path: Path) -> pd.DataFrame:
         ) from None
     return pd.DataFrame(rows, dtype=object)
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c054
+# %% ../nbs/2_using/23_suggest.ipynb #23c087
 def _is_form(path: Path) -> bool:
     "Whether a file is a sheet of ours. Raises `InputError` where it was filled in."
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:

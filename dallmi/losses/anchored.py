@@ -89,7 +89,7 @@ def positive_weights(prior: np.ndarray, observed: np.ndarray, most: float = 20.0
     count = np.maximum((observed == 1).sum(0), 1)
     return np.clip(np.asarray(prior) * len(observed) / count, 1, most)
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c051
+# %% ../../nbs/1_method/07_anchored.ipynb #07c053
 def estimate_prior(probs: np.ndarray, observed: np.ndarray, weight: float = 0.5) -> np.ndarray:
     """Class prior [L] of a domain from a teacher's probabilities and its observed positives.
 
@@ -115,7 +115,7 @@ def estimate_prior(probs: np.ndarray, observed: np.ndarray, weight: float = 0.5)
     prior = np.maximum(expected, 1e-12) ** (1 - trust) * suggested**trust / len(probs)
     return np.clip(prior, np.maximum(count / len(probs), 1e-4), 1 - 1e-4)
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c054
+# %% ../../nbs/1_method/07_anchored.ipynb #07c056
 @dataclass(frozen=True)
 class Anchors:
     """What a teacher's probabilities say of N texts and L labels, once the observed positives have
@@ -143,7 +143,7 @@ def make_anchors(
     anchor = unlabelled_posterior(correct_prior(probs, prior), prior, labels)
     return Anchors(anchor, positive_weights(prior, labels, max_pos_weight), prior)
 
-# %% ../../nbs/1_method/07_anchored.ipynb #07c055
+# %% ../../nbs/1_method/07_anchored.ipynb #07c057
 class AnchoredLoss(Loss):
     """The anchored loss (`anchored_loss`), with anchors and weights from a teacher's probabilities.
 
