@@ -117,6 +117,9 @@ def main() -> int:
         for p in sorted(NOTEBOOKS.glob(f"{name}.ipynb"))
         if "solutions" in name or p.parent.name != "solutions"
     ]
+    lost = [name for name in args.chapters if not list(NOTEBOOKS.glob(f"{name}.ipynb"))]
+    if lost:
+        raise SystemExit(f"There is no chapter {lost[0]!r}; give one as '3_judging/38_report'.")
     wrong = 0
     with tempfile.TemporaryDirectory() as d, sync_playwright() as play:
         folder = Path(d) / "nbs"

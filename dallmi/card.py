@@ -183,8 +183,8 @@ def model_card(record: Mapping[str, Any]) -> str:
     measured = _NOT_MEASURED
     if metrics:
         intro = (
-            f"In percent, on {counts['test']} held-out target texts (mAP@0.5: average precision of "
-            "predictions thresholded at 0.5; F1: with thresholds chosen as those below):"
+            f"In percent, on {counts['test']} held-out target texts (`mAP@0.5`: average precision "
+            "of predictions thresholded at 0.5; F1: with thresholds chosen as those below):"
         )
         measured = f"{intro}\n\n{_markdown_table(metrics)}"
     return _CARD.format(

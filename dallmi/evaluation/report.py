@@ -743,7 +743,8 @@ def _text(
     parts += [f"{_CAPTION[name]}\n\n![{name}]({name}.png)" for name in figures]
     for pair in sorted(set(done["pair"])):
         parts += [f"## {_shown(pair)}", *_tables(done, metrics, pair)]
-    return "\n\n".join([*parts, f"## Cost of a trial\n\n{_COST}\n\n{_costs(done)}"]) + "\n"
+    text = "\n\n".join([*parts, f"## Cost of a trial\n\n{_COST}\n\n{_costs(done)}"]) + "\n"
+    return re.sub(r"(?<!`)mAP@0\.5(?!`)", "`mAP@0.5`", text)  # else readers make a mail link of it
 
 # %% ../../nbs/3_judging/38_report.ipynb #38c086
 def _summary(frame: pd.DataFrame) -> pd.DataFrame:
