@@ -31,7 +31,7 @@ from dallmi.data.domain import Domain, check_positives
 from dallmi.data.labels import load_domain
 from dallmi.data.masking import mask_labels
 from dallmi.losses import BCELoss
-from dallmi.losses.anchored import make_anchors, prior_shift
+from dallmi.losses.anchored import prior_shift
 from dallmi.pipeline import (
     Pipeline,
     SourceStage,
@@ -87,7 +87,6 @@ class Context:
     def __init__(self, pair: str, seed: int) -> None:
         self.pair, self.seed = pair, seed
         self.source, self.train, self.val = domains(pair, seed)
-        self.lines: list = []
 
     def classifier(self):
         made = untrained_classifier(self.source.label_names, MODEL, LENGTH, False, self.seed)
@@ -286,26 +285,14 @@ def default_task(c: Context, fraction: float) -> None:
     last_round(c, p, RECIPE, said, "default", fraction)
     whole = {k: v.clone() for k, v in p.classifier.model.state_dict().items()}
     c.keep(f"weights-{fraction}", torch.save, whole)
-    views = {
-        "encoder_t": logit(p.classifier.score_tokens(p.rows["input_ids"])),
-        "encoder_v": logit(p.classifier.score_tokens(p.test_ids)),
-        "words_t": p.classifier.words.model.logits(c.train.texts),
-        "words_v": p.classifier.words.model.logits(c.val.texts),
-    }
+    (e_t, e_v), (w_t, w_v) = both_views(c, p)
     observed = c.observed(fraction)
     for weight in (0.0, 0.125, 0.25, 0.5, 1.0, 2.0):
-        probs = together(
-            views["encoder_v"],
-            [views["words_v"]],
-            [weight],
-            (views["encoder_t"], [views["words_t"]]),
-        )
+        probs = together(e_v, [w_v], [weight], (e_t, [w_t]))
         c.write(f"words × {weight:g}", fraction, probs)
     by = {w: held_out_ap(together(encoder, [words], [w]), observed) for w in (0.25, 0.5, 1.0)}
     best = max(by, key=by.get)
-    probs = together(
-        views["encoder_v"], [views["words_v"]], [best], (views["encoder_t"], [views["words_t"]])
-    )
+    probs = together(e_v, [w_v], [best], (e_t, [w_t]))
     c.write("weight by positives", fraction, probs, weight=best)
     start = {k: v.to(whole[k].device) for k, v in p.start.items()}
     for name, states in {
@@ -335,46 +322,54 @@ def said_by_default(c: Context, fraction: float) -> dict:
         return dict(stored)
 
 
+def both_views(c: Context, p: Pipeline) -> list[tuple[np.ndarray, np.ndarray]]:
+    "Log odds of the training and the validation texts, by the encoder and by the words."
+    score, words = p.classifier.score_tokens, p.classifier.words.model.logits
+    encoder = logit(score(p.rows["input_ids"])), logit(score(p.test_ids))
+    return [encoder, (words(c.train.texts), words(c.val.texts))]
+
+
+def write_with_third(c, fraction, name, views, z_t, z_v) -> None:
+    "Lines of both views with a third, of the log odds `z_t` and `z_v`, at two weights."
+    (e_t, e_v), (w_t, w_v) = views
+    for weight in (0.25, 0.5):
+        probs = together(e_v, [w_v, z_v], [0.5, weight], (e_t, [w_t, z_t]))
+        c.write(f"{name} × {weight:g}", fraction, probs)
+
+
 def frozen_task(c: Context, fraction: float) -> None:
     "A third view, of frozen features: in the teacher alone, and at the end too."
     p = c.pipeline(fraction)
     there = pooled(c, c.classifier(), [-1])
     observed, half = c.observed(fraction), p._halves()
-    loss = RECIPE.loss
-    made = make_anchors(p.source_probs, observed, loss.prior_weight, loss.max_pos_weight)
     third = np.empty(observed.shape)
     for number in (0, 1):
         mine, other = np.flatnonzero(half == number), np.flatnonzero(half != number)
-        part = make_anchors(
-            p.source_probs[mine], observed[mine], loss.prior_weight, loss.max_pos_weight
-        )
+        part = RECIPE.loss.anchors(p.source_probs[mine], observed[mine])
         third[other] = fit_frozen(c, there, mine, observed[mine], part)[0][other]
     stored = said_by_default(c, fraction)
     teacher = together(stored["encoder"], [stored["words"], third], [0.5, 0.5])
     last_round(c, p, RECIPE, teacher.astype(np.float32), "third view teaches", fraction)
-    made = make_anchors(teacher, observed, loss.prior_weight, loss.max_pos_weight)
+    made = RECIPE.loss.anchors(teacher, observed)
     z_t, z_v = fit_frozen(c, there, np.arange(len(c.train)), observed, made)
-    e_t, e_v = (logit(p.classifier.score_tokens(ids)) for ids in (p.rows["input_ids"], p.test_ids))
-    w_t, w_v = (p.classifier.words.model.logits(d.texts) for d in (c.train, c.val))
+    views = both_views(c, p)
     c.write("third view alone", fraction, expit(z_v))
-    for weight in (0.25, 0.5):
-        probs = together(e_v, [w_v, z_v], [0.5, weight], (e_t, [w_t, z_t]))
-        c.write(f"third view teaches and stays × {weight:g}", fraction, probs)
+    write_with_third(c, fraction, "third view teaches and stays", views, z_t, z_v)
 
 
 def layers_task(c: Context, fraction: float) -> None:
     "A third view of the adapted model's own lower layers, read in the pass that is made anyway."
     p = c.pipeline(fraction)
-    observed, loss = c.observed(fraction), RECIPE.loss
+    observed = c.observed(fraction)
     teacher = said_by_default(c, fraction)["said"].astype(np.float32)
-    made = make_anchors(teacher, observed, loss.prior_weight, loss.max_pos_weight)
+    made = RECIPE.loss.anchors(teacher, observed)
     everything = np.arange(len(c.train))
     at_start = {"pretrained 0": pooled(c, c.classifier(), [0])}
     whole = c.wait(f"weights-{fraction}", torch.load, map_location=p.classifier.model.device)
     p._fit_words(RECIPE.words, everything, observed, made)
     p.classifier.model.load_state_dict(whole)
-    e_t, e_v = (logit(p.classifier.score_tokens(ids)) for ids in (p.rows["input_ids"], p.test_ids))
-    w_t, w_v = (p.classifier.words.model.logits(d.texts) for d in (c.train, c.val))
+    views = both_views(c, p)
+    (e_t, e_v), (w_t, w_v) = views
     c.write("two views again", fraction, together(e_v, [w_v], [0.5], (e_t, [w_t])))
     depth = p.classifier.model.config.num_hidden_layers
     sets = {f"adapted {k}": [k] for k in range(0, depth + 1, 2)}
@@ -383,13 +378,11 @@ def layers_task(c: Context, fraction: float) -> None:
     for name, triple in there.items():
         z_t, z_v = fit_frozen(c, triple, everything, observed, made)
         c.write(f"view of {name} alone", fraction, expit(z_v))
-        for weight in (0.25, 0.5):
-            probs = together(e_v, [w_v, z_v], [0.5, weight], (e_t, [w_t, z_t]))
-            c.write(f"third view of {name} × {weight:g}", fraction, probs)
+        write_with_third(c, fraction, f"third view of {name}", views, z_t, z_v)
 
 
 def seed_task(c: Context, fraction: float) -> None:
-    "The last round with another seed: the mean of the weights, and of the log odds."
+    "The last round with another seed, and the mean of the weights of both."
     p = c.pipeline(fraction)
     p.seed += 1000
     said = said_by_default(c, fraction)["said"].astype(np.float32)
