@@ -106,8 +106,9 @@ def did_it_help(
     where a positive is observed. `folds`: [N], which texts were scored by the same model. Returns,
     JSON-able, `word` ('helped', 'cannot tell' or 'hurt': where the interval lies to zero),
     `difference` in `pu_auc`, a mean over labels that weighs each by the root of its `positives`,
-    `low`, `high`, the same for every label in `labels`, and `level`, the intervals'. A label with
-    fewer than 2 observed positives is not counted. Assumes SCAR."""
+    `low`, `high`, the same for every label in `labels`, and `level`, the intervals'; and `before`
+    and `after`, the two means of `pu_auc`. A label with fewer than 2 observed positives is not
+    counted. Assumes SCAR."""
     observed = np.asarray(observed)
     counts = (observed == 1).sum(0)
     if after is None:
@@ -134,6 +135,9 @@ def did_it_help(
     shares = weight**2 * variance  # Satterthwaite's degrees of freedom
     free = shares.sum() ** 2 / max((shares**2 / np.maximum(count - 1, 1)).sum(), 1e-300)
     whole = _finding(weight @ mean, ((moved @ weight) ** 2).sum(), free, count.sum(), level)
+    for name, scores in (("before", before), ("after", after)):
+        each = pu_auc(scores, observed, folds)
+        whole[name] = float(weight[usable] @ each[usable])
     return whole | {"labels": labels, "level": level}
 
 # %% ../nbs/2_using/19_verdict.ipynb #19c038
@@ -169,12 +173,12 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         none = verdict["positives"] >= _LEAST * len(verdict["labels"])
         return f"did it help? cannot tell: {_NONE_HELD_OUT if none else few}"
     points, low, high = (100 * verdict[name] for name in ("difference", "low", "high"))
-    how = f"{abs(points):.1f} % {'fewer' if points < 0 else 'more'}"
+    before, now = (f"{100 * verdict[name]:.1f} %" for name in ("before", "after"))
     lines = [
         f"did it help? {verdict['word']}: the {verdict['positives']} observed positives, held out, "
-        f"stand above {how} of the unlabelled texts than by the source model",
-        f"  ({100 * verdict['level']:.0f} % interval {low:+.1f} to {high:+.1f}; holds if texts "
-        "were labelled by chance, not by habit)",
+        f"stand above {now} of the unlabelled texts on average, by the source model above {before}",
+        f"  ({points:+.1f} points, {100 * verdict['level']:.0f} % interval {low:+.1f} to "
+        f"{high:+.1f}; holds if the labelled texts were a random draw)",
         f"  by label: {_counts(verdict['labels'])}",
     ]
     advice = _ADVICE[verdict["word"]]
