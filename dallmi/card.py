@@ -59,23 +59,27 @@ def plot_results(metrics: _Metrics, chance: Mapping[str, float | None]) -> Figur
     """Dot plot of every label's average precision, one mark per method.
 
     `metrics`: {method: metrics}. `chance`: {label: prevalence}. The labels stand in the order of
-    the first method's scores."""
+    the first method's scores; within a row the methods stand one below another."""
     first = next(iter(metrics.values()))["labels"]["AP"]
     names = sorted((n for n in chance if first[n] is not None), key=lambda n: first[n])
-    rows = range(len(names))
-    height = 1.4 + 0.27 * len(names)
+    rows = np.arange(len(names))
+    step = min(0.18, 0.6 / max(len(metrics) - 1, 1))  # between methods, in rows
+    height = 1.4 + (0.25 + 0.02 * len(metrics)) * len(names)
     fig = _Picture(figsize=(6, height), dpi=90, layout="constrained")
     ax = fig.subplots()
     values: Sequence[Any] = [chance[n] for n in names]
-    ax.scatter(values, rows, marker="|", color="0.5", s=60, label="chance")
+    ax.scatter(values, rows, marker="|", color="0.5", s=80, label="chance")
     for number, (method, found) in enumerate(metrics.items()):
         values = [found["labels"]["AP"][n] for n in names]
         label = f"{safe_name(_title(method), 'figure')}, mAP {100 * found['mAP']:.1f}"
         style = number % len(_MARKERS)
-        ax.scatter(values, rows, marker=_MARKERS[style], color=_COLOURS[style], s=30, label=label)
+        drawn: dict[str, Any] = {"marker": _MARKERS[style], "color": _COLOURS[style], "s": 22}
+        lower = rows + step * ((len(metrics) - 1) / 2 - number)
+        ax.scatter(values, lower, label=label, **drawn)
     ax.set(yticks=rows, yticklabels=[safe_name(n, "figure") for n in names], xlim=(0, 1.02))
+    ax.set_ylim(-0.6, len(names) - 0.4)
     ax.set_xlabel("average precision on held-out target texts")
-    ax.grid(axis="x", color="0.9")
+    ax.grid(color="0.92")
     ax.set_axisbelow(True)
     fig.legend(loc="outside upper center", ncols=2, frameon=False)
     return fig

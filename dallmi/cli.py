@@ -523,6 +523,12 @@ _OTHER_OPTIONS = {
 }
 
 
+def _brief(refusal: "InputError") -> "InputError":
+    "The refusal of an unknown name without the list of all that are known, where one is meant."
+    meant, _, rest = str(refusal).partition(" Known: ")
+    return InputError(meant) if rest and "did you mean" in meant else refusal
+
+
 def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     "Raise `InputError` for a command or an option that there is not, with the nearest one."
     commands = next(action.choices for action in parser._actions if action.dest == "command")
@@ -530,7 +536,7 @@ def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     if not words or words[0].startswith("-"):
         return
     if words[0] not in commands:
-        raise unknown_name("command", words[0], list(commands))
+        raise _brief(unknown_name("command", words[0], list(commands)))
     sub = commands[words[0]]
     known = [name for name in sub._option_string_actions if name.startswith("--")]
     for word in words[1:]:
@@ -539,7 +545,7 @@ def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
             return
         short = sub.allow_abbrev and any(option.startswith(name) for option in known)
         if name.startswith("--") and name not in known and not short:
-            raise unknown_name("option", name, known, also=_OTHER_OPTIONS)
+            raise _brief(unknown_name("option", name, known, also=_OTHER_OPTIONS))
 
 # %% ../nbs/2_using/32_command_line.ipynb #32c072
 def _given(args: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:

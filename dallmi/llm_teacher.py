@@ -65,7 +65,7 @@ def _check_descriptions(descriptions: Any, names: Sequence[str]) -> list[str]:
 
 # %% ../nbs/2_using/26_llm_teacher.ipynb #26c039
 def _read_answers(path: Path) -> dict[str, float]:
-    "Answers by key from a cache; a line that is damaged is not there."
+    "Answers by key from a cache, NaN for neither yes nor no; a line that is damaged is not there."
     found = {}
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -76,7 +76,9 @@ def _read_answers(path: Path) -> dict[str, float]:
             key, prob = json.loads(line)
         except (ValueError, TypeError):
             continue
-        if isinstance(key, str) and isinstance(prob, float) and 0 <= prob <= 1:
+        if isinstance(key, str) and prob is None:
+            found[key] = math.nan
+        elif isinstance(key, str) and isinstance(prob, float) and 0 <= prob <= 1:
             found[key] = prob
     return found
 
@@ -84,7 +86,8 @@ def _read_answers(path: Path) -> dict[str, float]:
 def _append_answers(path: Path, answers: Mapping[str, float]) -> None:
     "Add answers to a cache, each on a line of its own, whatever the last writer left."
     torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    text = "".join(json.dumps([key, prob]) + "\n" for key, prob in answers.items())
+    kept = ([key, None if math.isnan(prob) else prob] for key, prob in answers.items())
+    text = "".join(json.dumps(line) + "\n" for line in kept)
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" * bool(torn) + text)
 
@@ -100,6 +103,7 @@ class _Teacher:
     batch_size: int = 8
     cache: Path | str | None = None
     _said: float | None = field(default=None, init=False, repr=False, compare=False)
+    _instead: str = field(default="", init=False, repr=False, compare=False)  # of yes or no
 
     def __post_init__(self) -> None:
         _check_template(self.template)
@@ -119,7 +123,9 @@ class _Teacher:
         """Probabilities float64 [N, L] that each of N texts has each of the labels `label_names`.
 
         What was asked before comes from the cache; what is asked now is kept there after every
-        batch. Raises `InputError` where the model cannot be asked, or gives no probabilities."""
+        batch. Where the model says neither yes nor no, the mean of its answers about the label
+        counts. Raises `InputError` where the model cannot be asked, gives no probabilities, or
+        says neither to more than half of the questions."""
         questions = _check_descriptions(self.label_descriptions, label_names)
         folder = (
             _cache_folder() / "teachers" if self.cache is None else user_path(self.cache, "a cache")
@@ -134,7 +140,8 @@ class _Teacher:
         except OSError as e:
             why = e.strerror or first_line(e)
             raise InputError(f"The cache of answers, '{path}', cannot be written: {why}.") from None
-        return np.array([[known[key] for key in row] for row in keys]).reshape(-1, len(questions))
+        probs = np.array([[known[key] for key in row] for row in keys])
+        return self._without_gaps(probs.reshape(-1, len(questions)))
 
     def _ask_missing(
         self,
@@ -151,6 +158,10 @@ class _Teacher:
             if lacks:
                 todo.setdefault(lacks, []).append(i)
         rows = sum(map(len, todo.values()))
+        had = [known[key] for row in keys for key in row if key in known]
+        gaps, count = sum(map(math.isnan, had)), len(had)
+        if gaps >= 20:  # with fewer, all are asked before it is judged
+            self._check_gaps(gaps, count)
         self._say(self._cost(texts, questions, todo) if rows else "all answers are known")
         began, done, self._said = time.monotonic(), 0, None
         for labels, batch in self._batches(texts, todo):
@@ -160,6 +171,9 @@ class _Teacher:
             answers = dict(zip(asked, map(float, probs.ravel()), strict=True))
             known.update(answers)
             _append_answers(path, answers)
+            gaps, count = gaps + int(np.isnan(probs).sum()), count + probs.size
+            if gaps >= 20:
+                self._check_gaps(gaps, count)
             done += len(batch)
             self._say_progress(done, rows, time.monotonic() - began)
 
@@ -180,6 +194,34 @@ class _Teacher:
                 f"The teacher '{self.model}' answers with {bad[0]}, which is no probability: its "
                 "weights may be damaged."
             )
+
+    def _check_gaps(self, gaps: int, count: int) -> None:
+        "Raise `InputError` where more than half of `count` answers are neither yes nor no."
+        if 2 * gaps > count:
+            raise InputError(
+                f"The teacher '{self.model}' said neither {self._neither()} to {gaps:,} of "
+                f"{count:,} questions; ask in other words (template=…), or name the words that it "
+                "begins with (answers=…)."
+            )
+
+    def _neither(self) -> str:
+        "The two answers, and what came in their place where that is known."
+        two = f"{self.answers[0]} nor {self.answers[1]}"
+        return two + (f" (but {self._instead!r})" if self._instead else "")
+
+    def _without_gaps(self, probs: np.ndarray) -> np.ndarray:
+        "`probs` [N, L] with the mean of its label, 0.5 if it has none, in the place of NaN."
+        gaps = np.isnan(probs)
+        if not gaps.any():
+            return probs
+        self._check_gaps(int(gaps.sum()), gaps.size)
+        self._say(
+            f"neither {self._neither()} to {gaps.sum():,} of {gaps.size:,} questions; the mean of "
+            "its label counts for each of them"
+        )
+        answered = (~gaps).sum(0)
+        means = np.where(answered, np.nansum(probs, 0) / np.maximum(answered, 1), 0.5)
+        return np.where(gaps, means, probs)
 
     def _say(self, sentence: str) -> None:
         "Write a line on stderr, in the main process."
@@ -205,7 +247,7 @@ class _Teacher:
         raise NotImplementedError
 
     def _probs(self, texts: Sequence[str], questions: Sequence[str]) -> np.ndarray:
-        "Probabilities [n, l] of yes."
+        "Probabilities [n, l] of yes; NaN where a server gives neither yes nor no."
         raise NotImplementedError
 
 # %% ../nbs/2_using/26_llm_teacher.ipynb #26c044
@@ -303,7 +345,7 @@ class LLMTeacher(_Teacher):
         rows_all = sum(map(len, todo.values()))
         return (
             f"{cells:,} answers of {rows_all:,} texts; {once:,} tokens, as each text is read once "
-            f"for all labels ({again:,} else)"
+            f"for all labels ({again:,} otherwise)"
         )
 
     def _run(self, ids: torch.Tensor, mask: torch.Tensor, past: Any = None) -> Any:
@@ -360,6 +402,10 @@ class _TryAgain(Exception):
         self.wait = wait
 
 
+class _Neither(Exception):
+    "A model began its answer with neither yes nor no; the message is the word."
+
+
 def _seconds(text: str | None) -> float | None:
     "The seconds of a Retry-After header; None where it has none, or a date."
     try:
@@ -391,9 +437,12 @@ def _post(url: str, body: Mapping[str, Any], key: str | None, timeout: float) ->
 
 # %% ../nbs/2_using/26_llm_teacher.ipynb #26c056
 def _yes_prob(answer: Any, answers: tuple[str, str]) -> float:
-    "P(yes) from a server's answer. Raises `_TryAgain` where it says neither, or no probabilities."
+    "P(yes) from a server's answer. Raises `_Neither`, and `_TryAgain` where it has no numbers."
     try:
-        listed = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        content = answer["choices"][0]["logprobs"]["content"]
+        if content == []:  # it said nothing
+            raise _Neither("")
+        listed = content[0]["top_logprobs"]
         found = [(str(one["token"]).strip().lower(), float(one["logprob"])) for one in listed]
     except (KeyError, IndexError, TypeError, ValueError):
         raise _TryAgain("an answer without log-probabilities") from None
@@ -404,7 +453,7 @@ def _yes_prob(answer: Any, answers: tuple[str, str]) -> float:
         for word in answers
     )
     if not yes + no:
-        raise _TryAgain(f"neither {answers[0]} nor {answers[1]}, but {found[0][0][:20]!r}")
+        raise _Neither(found[0][0][:20])
     least = math.exp(min(logprob for _, logprob in found))  # what is not listed is no likelier
     return (yes or min(least, no)) / ((yes or min(least, no)) + (no or min(least, yes)))
 
@@ -416,8 +465,10 @@ class RemoteTeacher(_Teacher):
     `url`: up to /v1; the server must return `top_logprobs`. The key is read from the environment
     variable `key_variable` when it is needed, and neither kept nor written. `parallel`: requests at
     a time; `timeout`: seconds that one may take; `tries`: of each, with growing pauses, where the
-    server is busy, cannot be reached, or answers something else. Raises `InputError` for an address
-    that is none, where the server refuses, and after the last try."""
+    server is busy, cannot be reached, or sends what is no answer. An answer that begins with
+    neither yes nor no is not tried again; the mean of its label counts, and a line says how often.
+    Raises `InputError` for an address that is none, where the server refuses, after the last try,
+    and where more than half of the answers are neither."""
 
     url: str = ""
     key_variable: str = "OPENAI_API_KEY"
@@ -458,7 +509,7 @@ class RemoteTeacher(_Teacher):
         return before + text + behind.replace("{label}", question)
 
     def _request(self, text: str, question: str) -> float:
-        "P(yes) for one text and label, after as many tries as it takes."
+        "P(yes) for one text and label, after as many tries as it takes; NaN for neither."
         body = {
             "model": str(self.model),
             "messages": [{"role": "user", "content": self._prompt(text, question)}],
@@ -472,18 +523,25 @@ class RemoteTeacher(_Teacher):
             try:
                 key = os.environ.get(self.key_variable)
                 return _yes_prob(_post(url, body, key, self.timeout), self.answers)
+            except _Neither as e:  # at temperature 0 it would be the same again
+                self._instead = str(e) or self._instead
+                return math.nan
             except _TryAgain as e:
                 why, asked = str(e), e.wait
             if number + 1 < self.tries:
                 grown = self.pause * 2**number * random.uniform(0.5, 1)
                 time.sleep(max(grown, asked or 0.0))
         raise InputError(
-            f"The teacher at '{self.url}' gave {why}, {self.tries} times; what it has answered is "
-            "kept, so that the same call goes on."
+            f"The teacher at '{self.url}' gave {why}, {self.tries} time{'s' * (self.tries > 1)}; "
+            "what it has answered is kept, so that the same call goes on."
         )
 
+    def _check_probs(self, probs: np.ndarray) -> None:
+        "Raise `InputError` where an answer is no probability; there may be none (NaN)."
+        super()._check_probs(probs[~np.isnan(probs)])
+
     def _probs(self, texts: Sequence[str], questions: Sequence[str]) -> np.ndarray:
-        "Probabilities [n, l] of yes, several requests at a time."
+        "Probabilities [n, l] of yes, several requests at a time; NaN for neither yes nor no."
         cells = [(text, question) for text in texts for question in questions]
         pool = ThreadPoolExecutor(self.parallel)
         try:

@@ -58,11 +58,11 @@ def aad_loss(
     """Loss of adversarial adaptation with distillation (Ryu & Lee 2020), a scalar.
 
     The sum of three. `discriminator` scores features (source = 1, target = 0); its cross-entropy
-    gives none to the features. The encoder's wish, that `target_features` [B, H] be taken for
-    source, gives none to the discriminator. `source_features` [B', H], the frozen source model's,
-    get none at all. Last, the source model's `teacher_logits` on source texts are distilled into
-    `student_logits`, both [B', L], see `bernoulli_distillation`. Raises ValueError where their
-    shapes differ."""
+    passes no gradient to the features. The encoder's wish, that `target_features` [B, H] be taken
+    for source, passes none to the discriminator. `source_features` [B', H], the frozen source
+    model's, get none at all. Last, the source model's `teacher_logits` on source texts are
+    distilled into `student_logits`, both [B', L], see `bernoulli_distillation`. Raises ValueError
+    where their shapes differ."""
     check_shapes(student_logits, student_logits, teacher_logits=teacher_logits)
     real, fake = discriminator(source_features.detach()), discriminator(target_features.detach())
     told_apart = F.softplus(-real).mean() + F.softplus(fake).mean()

@@ -291,6 +291,13 @@ def _method_settings(trial: dict) -> dict:
     return mine
 
 
+def _in_words(name: str, one: Any, other: Any) -> str:
+    "A setting that differs, with its values where they are short: 'max_length (128 and 512)'."
+    values = [json.dumps(value) for value in (one, other)]
+    short = name != "the data" and max(map(len, values)) <= 40
+    return f"{name} ({' and '.join(values)})" if short else name
+
+
 def check_together(found: Mapping[Path | str, dict]) -> None:
     """Raise `InputError`, naming two places, where trials must not be put into one report.
 
@@ -306,11 +313,13 @@ def check_together(found: Mapping[Path | str, dict]) -> None:
         mine["", "the version of dallmi"] = trial["version"]
         differ = [k for k, v in mine.items() if seen.setdefault(k, (where, v))[1] != v]
         if differ:
-            what = f"differ in {', '.join(key[-1] for key in differ)}"
+            first = seen[differ[0]][0]
+            both = [(k[-1], seen[k][1], mine[k]) for k in differ if seen[k][0] == first]
+            what = f"differ in {', '.join(_in_words(*values) for values in both)}"
             if len(differ[0]) == 3:
                 what = f"run {method!r} by another recipe or budget and {what}"
             hint = "report them apart, or run one again."
-            raise InputError(f"'{seen[differ[0]][0]}' and '{where}' {what}; {hint}")
+            raise InputError(f"'{first}' and '{where}' {what}; {hint}")
 
 # %% ../../nbs/3_judging/37_trials.ipynb #37c053
 def load_trials(results: Path | str | Iterable[Path | str]) -> list[dict]:
