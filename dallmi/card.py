@@ -134,6 +134,7 @@ pipeline reads the encoder alone{cost}. The thresholds in `config.json` are the 
 of both views together are in `words.safetensors`.
 
 """
+_NOT_SCORED = "not scored, as the held-out texts show no positive or no negative"
 _NOT_MEASURED = "No labelled target texts were given, so nothing was measured."
 
 # %% ../nbs/2_using/27_card.ipynb #27c030
@@ -147,6 +148,12 @@ def _markdown_table(metrics: _Metrics) -> str:
         numbers = " | ".join(f"{100 * values[column]:.1f}" for column in _COLUMNS)
         lines.append(f"| {safe_name(_title(method), 'markdown')} | {numbers} |")
     return "\n".join(lines)
+
+
+def _not_scored(metrics: _Metrics) -> list[str]:
+    "The labels that the test could not score."
+    first = next(iter(metrics.values()))["labels"]["AP"]
+    return [name for name, ap in first.items() if ap is None]
 
 
 def _views_paragraph(record: Mapping[str, Any]) -> str:
@@ -191,6 +198,9 @@ def model_card(record: Mapping[str, Any]) -> str:
             "of predictions thresholded at 0.5; F1: with thresholds chosen as those below):"
         )
         measured = f"{intro}\n\n{_markdown_table(metrics)}"
+        if lost := _not_scored(metrics):
+            left_out = ", ".join(safe_name(name, "markdown") for name in lost)
+            measured += f"\n\n{_NOT_SCORED[:1].upper()}{_NOT_SCORED[1:]}: {left_out}."
     return _CARD.format(
         header=_card_header(record["settings"]["model"], _kept(record), metrics),
         version=dallmi.__version__,
@@ -225,9 +235,6 @@ def run_report(record: Mapping[str, Any]) -> str:
     lines.append(
         f"scored on {counts['test']} held-out target texts; chance mAP {100 * np.mean(scored):.1f}"
     )
-    lost = [name for name, ap in first.items() if ap is None]
-    if lost:
-        lines.append(
-            "not scored, as the held-out texts show no positive or no negative: " + ", ".join(lost)
-        )
+    if lost := _not_scored(metrics):
+        lines.append(f"{_NOT_SCORED}: {', '.join(lost)}")
     return "\n".join([*lines, "", results_table(metrics), *_verdict_lines(record)])

@@ -286,18 +286,21 @@ class LLMTeacher(_Teacher):
     P(label | text) = P(yes) / (P(yes) + P(no)) of the next token. `model`: folder or hub name;
     `template`: with {text} and, behind it, {label}; `label_descriptions`: what stands for {label},
     default the label's name; `chat`: put the template into the model's chat format (default: where
-    it has one); `max_length`: tokens of a text that are read. A text is read once for all labels.
-    `cache`: folder of the answers, default that of the source models. Give it as
-    adapt(teacher=…). Raises `InputError` for what cannot be used."""
+    it has one; where that lets a model think before it answers, it is told not to); `max_length`:
+    tokens of a text that are read. A text is read once for all labels. `cache`: folder of the
+    answers, default that of the source models. Give it as adapt(teacher=…). Where yes and no have
+    less than half of the probability of the first word, in the mean, a line on stderr says so.
+    Raises `InputError` for what cannot be used."""
 
     chat: bool | None = None
     max_length: int = 256
+    _shares: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def _identity(self) -> list[Any]:
         "What decides an answer: also the files of the model, and how it reads."
         files = sorted(Path(self.model).expanduser().glob("*.safetensors"))
         stamps = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-        return [*super()._identity(), stamps, self.chat, self.max_length]
+        return [*super()._identity(), stamps, self.chat, self.max_length, "no thinking"]
 
     def _parts(self) -> tuple[Any, Any, str, str]:
         "Tokenizer, model, and the prompt before and behind the text; loaded once."
@@ -308,12 +311,24 @@ class LLMTeacher(_Teacher):
             if chat:
                 said = [{"role": "user", "content": prompt}]
                 prompt = tokenizer.apply_chat_template(
-                    said, tokenize=False, add_generation_prompt=True
-                )
+                    said, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                )  # a template that does not know the last one ignores it
             before, _, behind = prompt.partition("{text}")
             self._loaded = (tokenizer, model, before, behind)
             self._special = not chat
         return self._loaded
+
+    def _ask_missing(self, *args: Any) -> None:
+        "As any teacher; then say so where yes and no had little of the first word's probability."
+        self._shares = []
+        super()._ask_missing(*args)
+        share = float(np.mean(self._shares)) if self._shares else 1.0
+        if share < 0.5:
+            self._say(
+                f"{self.answers[0]} and {self.answers[1]} together have {100 * share:.2g} % of the "
+                "first word's probability; it would rather begin in other words, so ask it in "
+                "another way (template=…)"
+            )
 
     def _heads(self, texts: Sequence[str]) -> list[list[int]]:
         "Tokens of the prompt up to the end of each text."
@@ -381,6 +396,8 @@ class LLMTeacher(_Teacher):
                 logits = self._run(new, whole, copy.deepcopy(past)).logits[:, -1].double()
                 odds = logits[:, yes].logsumexp(1) - logits[:, no].logsumexp(1)
                 probs[:, column] = odds.sigmoid().cpu().numpy()
+                share = logits[:, yes + no].logsumexp(1) - logits.logsumexp(1)
+                self._shares += share.exp().tolist()
         return probs
 
 # %% ../nbs/2_using/26_llm_teacher.ipynb #26c055
