@@ -25,7 +25,8 @@ from dallmi.training.encoder import default_model
 OUT = Path(os.environ.get("OUT", "nbs/results/balanced.jsonl"))
 EPOCHS = int(os.environ.get("EPOCHS", 2))
 SEEDS = list(map(int, os.environ.get("SEEDS", "0,1,2").split(",")))
-LAYERS, TOKENS = 2, 32
+LAYERS = 2
+SMALL = {"source_epochs": 3, "source_learning_rate": 3e-4, "max_length": 32}
 
 
 def methods(epochs: int) -> list[str]:
@@ -50,19 +51,18 @@ def main() -> None:
     done = [json.loads(line)["trial"] for line in lines]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DALLMI_CACHE"] = f"{folder}/cache"
-        how = {"source_epochs": 3, "source_learning_rate": 3e-4, "max_length": TOKENS}
         grid = Grid(
             pairs=["films"],
             methods=methods(EPOCHS),
             label_fractions=[0.1],
             seeds=SEEDS,
-            settings=Settings(model=save_thin(f"{folder}/thin"), **how),
+            settings=Settings(model=save_thin(f"{folder}/thin"), **SMALL),
         )
         for trial in grid.trials():
             if vars(trial) in done:
                 continue
             about = {"version": dallmi.__version__, "trial": vars(trial)}
-            line = about | {"settings": how | {"layers": LAYERS}} | run_trial(grid, trial)
+            line = about | {"settings": SMALL | {"layers": LAYERS}} | run_trial(grid, trial)
             with OUT.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             print(trial, f"mAP {100 * line['metrics']['mAP']:.1f}, {line['seconds']} s", flush=True)

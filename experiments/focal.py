@@ -18,18 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch.nn.functional as F
+from balanced import LAYERS, SMALL, save_thin
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dallmi.evaluation.benchmark import Grid, benchmark
 from dallmi.losses import Loss
 from dallmi.recipes import RECIPES
 from dallmi.settings import Settings
-from dallmi.training.encoder import default_model
 
 OUT = Path(os.environ.get("OUT", "nbs/results/focal.jsonl"))
 SEEDS = list(map(int, os.environ.get("SEEDS", "0,1,2").split(",")))
-LAYERS, TOKENS = 2, 32
 
 
 class FocalLoss(Loss):
@@ -44,26 +42,16 @@ class FocalLoss(Loss):
         return ((1 - (-costs).exp()) ** self.gamma * costs).mean(0).sum()
 
 
-def save_thin(folder: str) -> str:
-    "The first layers of the default encoder, as a checkpoint."
-    name = default_model()
-    thin = AutoModelForSequenceClassification.from_pretrained(name, num_hidden_layers=LAYERS)
-    for part in (thin, AutoTokenizer.from_pretrained(name)):
-        part.save_pretrained(folder)
-    return folder
-
-
 def make_trials(folder: str, seeds: list[int]) -> list[dict]:
     "The finished trials, made one after another in this process."
     os.environ["DALLMI_CACHE"] = f"{folder}/cache"
-    how = {"source_epochs": 3, "source_learning_rate": 3e-4, "max_length": TOKENS}
     grid = Grid(
         pairs=["films"],
         methods=["source", "partial", "focal"],
         label_fractions=[0.1],
         seeds=seeds,
         target_rows=200,
-        settings=Settings(model=save_thin(f"{folder}/thin"), **how),
+        settings=Settings(model=save_thin(f"{folder}/thin"), **SMALL),
         recipes={"focal": replace(RECIPES["partial"], loss=FocalLoss())},
     )
     trials = Path(folder) / "trials"
