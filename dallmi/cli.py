@@ -7,6 +7,7 @@ __all__ = ['build_parser', 'main']
 
 # %% ../nbs/2_using/32_command_line.ipynb #32c041
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -796,19 +797,27 @@ def _say_loading() -> None:
 def _importing() -> Iterator[None]:
     """While open, Ctrl-C is `_quit`; not in a notebook, and not where somebody else handles it.
 
-    Where it stays open for long, a line says so."""
+    Where it stays open for long, a line says so. The garbage collector rests: among what is
+    imported there is nothing to collect, so it never looks at that again, either."""
     alone = "IPython" not in sys.modules and threading.current_thread() is threading.main_thread()
     ours = alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     timer = threading.Timer(_PATIENCE, _say_loading)
     timer.daemon = True
-    if "IPython" not in sys.modules:
+    own = "IPython" not in sys.modules
+    paused = own and gc.isenabled()
+    if own:
         timer.start()
     if ours:
         signal.signal(signal.SIGINT, _quit)
+    if paused:
+        gc.disable()
     try:
         yield
     finally:
         timer.cancel()
+        if paused:
+            gc.enable()
+            gc.freeze()
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
