@@ -15,6 +15,28 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from .errors import InputError
 
+# %% ../nbs/2_using/18_metrics.ipynb #18c036
+def _known_f1(positive: np.ndarray, labels: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """F1 of the decisions `positive` (bool [N, L]) on the known `labels` [N, L] along `axis`.
+
+    0 where nothing is decided positive and nothing is."""
+    hits = (positive & (labels == 1)).sum(axis)
+    wrong = (positive == (labels == 0)) & ~np.isnan(labels)
+    return 2 * hits / np.maximum(2 * hits + wrong.sum(axis), 1)
+
+# %% ../nbs/2_using/18_metrics.ipynb #18c039
+def _best_f1(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Highest F1 of every label over all thresholds, float64 [L]; 0 without a known positive.
+
+    `probs`, `labels`: [N, L]; NaN is not scored. Equal probabilities are decided together."""
+    best = np.zeros(labels.shape[1])
+    for j in np.flatnonzero((labels == 1).any(0)):
+        known = ~np.isnan(labels[:, j])
+        precision, recall, _ = precision_recall_curve(labels[known, j], probs[known, j])
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
+        best[j] = f1.max()
+    return best
+
 # %% ../nbs/2_using/18_metrics.ipynb #18c015
 def _as_floats(values: Any) -> np.ndarray:
     "An array, lists or a tensor of whatever type and device as float64."
@@ -78,28 +100,6 @@ def prevalences(labels: np.ndarray, label_names: Sequence[str]) -> dict[str, flo
         known = column[~np.isnan(column)]
         shares[name] = float(known.mean()) if len(known) else None
     return shares
-
-# %% ../nbs/2_using/18_metrics.ipynb #18c036
-def _known_f1(positive: np.ndarray, labels: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """F1 of the decisions `positive` (bool [N, L]) on the known `labels` [N, L] along `axis`.
-
-    0 where nothing is decided positive and nothing is."""
-    hits = (positive & (labels == 1)).sum(axis)
-    wrong = (positive == (labels == 0)) & ~np.isnan(labels)
-    return 2 * hits / np.maximum(2 * hits + wrong.sum(axis), 1)
-
-# %% ../nbs/2_using/18_metrics.ipynb #18c039
-def _best_f1(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Highest F1 of every label over all thresholds, float64 [L]; 0 without a known positive.
-
-    `probs`, `labels`: [N, L]; NaN is not scored. Equal probabilities are decided together."""
-    best = np.zeros(labels.shape[1])
-    for j in np.flatnonzero((labels == 1).any(0)):
-        known = ~np.isnan(labels[:, j])
-        precision, recall, _ = precision_recall_curve(labels[known, j], probs[known, j])
-        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
-        best[j] = f1.max()
-    return best
 
 # %% ../nbs/2_using/18_metrics.ipynb #18c042
 def _check_values(

@@ -58,24 +58,6 @@ def _likely(probs: np.ndarray) -> np.ndarray:
     labels = np.argsort(np.argsort(probs.mean(0)))
     return -(place * probs.shape[1] + labels).min(1).astype(float)
 
-# %% ../nbs/2_using/23_suggest.ipynb #23c015
-_POOL = 5  # with diversity, so many times n texts are considered
-
-
-def _spread_out(scores: np.ndarray, texts: Sequence[str], n: int) -> np.ndarray:
-    """`n` of the texts, the best first: of the best `_POOL` · n by `scores` each next one is that
-    least like those already taken (TF-IDF, cosine)."""
-    pool = np.argsort(-scores, kind="stable")[: _POOL * n]
-    found = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True)
-    features = found.fit_transform([texts[i] for i in pool])
-    taken, nearest = [0], np.zeros(len(pool))
-    while len(taken) < n:
-        last = features @ features[taken[-1]].T
-        nearest = np.maximum(nearest, np.asarray(last.todense()).ravel())
-        nearest[taken] = np.inf
-        taken.append(int(np.argmin(nearest)))
-    return pool[taken]
-
 # %% ../nbs/2_using/23_suggest.ipynb #23c053
 STRATEGIES = ("random", "likely", "uncertain", "disagreement")
 
@@ -107,6 +89,24 @@ def _choose(scores: np.ndarray, texts: Sequence[str], n: int, diverse: bool) -> 
     if diverse:
         return _spread_out(scores, texts, n)
     return np.argsort(-scores, kind="stable")[:n]
+
+# %% ../nbs/2_using/23_suggest.ipynb #23c015
+_POOL = 5  # with diversity, so many times n texts are considered
+
+
+def _spread_out(scores: np.ndarray, texts: Sequence[str], n: int) -> np.ndarray:
+    """`n` of the texts, the best first: of the best `_POOL` · n by `scores` each next one is that
+    least like those already taken (TF-IDF, cosine)."""
+    pool = np.argsort(-scores, kind="stable")[: _POOL * n]
+    found = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True)
+    features = found.fit_transform([texts[i] for i in pool])
+    taken, nearest = [0], np.zeros(len(pool))
+    while len(taken) < n:
+        last = features @ features[taken[-1]].T
+        nearest = np.maximum(nearest, np.asarray(last.todense()).ravel())
+        nearest[taken] = np.inf
+        taken.append(int(np.argmin(nearest)))
+    return pool[taken]
 
 # %% ../nbs/2_using/23_suggest.ipynb #23c058
 def _views(classifier: Classifier, texts: Sequence[str]) -> tuple[np.ndarray, Any]:

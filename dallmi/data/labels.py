@@ -992,7 +992,7 @@ def _cut_texts(
     for row, ids in enumerate(tokenizer(domain.texts, verbose=False)["input_ids"]):
         if len(ids) > max_length:
             found.setdefault(f"cut at {max_length} tokens", []).append(row)
-        unknown = sum(i == tokenizer.unk_token_id for i in ids)
+        unknown = ids.count(tokenizer.unk_token_id)
         if unknown > len(ids) / 3:
             found.setdefault("in a script that the model does not read", []).append(row)
     return found

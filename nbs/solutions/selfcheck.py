@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 
 def check(mine: Callable[..., Any], tests: Callable[[Callable[..., Any]], None], name: str) -> str:
@@ -66,9 +65,11 @@ def what_it_learns(p: float, c: float) -> float:
 
 
 @_solution
-def best_answer(p: float, n: int, prior: float) -> float:
-    "05: the Φ that minimises the norm form at one point."
-    return float(n * p / prior * (n**0.5 - (n - 1) ** 0.5) > 1)
+def answer_after(p: float, n: int, prior: float, now: float) -> float:
+    "05: the answer that training with the norm form leaves at one point."
+    pays = n * p / prior * (n**0.5 - (n - 1) ** 0.5) > 1
+    stays = n**0.5 * p / prior > 1
+    return float(stays if now else pays)
 
 
 @_solution
@@ -84,10 +85,10 @@ def mixup_term(
 
 
 @_solution
-def anchored(logits: torch.Tensor, labels: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
-    "07: cross-entropy against 1 where a positive is observed, else against the anchor."
-    target = torch.where(labels == 1, 1.0, anchor)
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(0).sum()
+def unweighted(phi: np.ndarray, c: float, w: float) -> np.ndarray:
+    "07: the weight multiplies the odds by 1 − c + w c; divide by that."
+    odds = phi / (1 - phi) / (1 - c + w * c)
+    return odds / (1 + odds)
 
 
 @_solution
