@@ -1,7 +1,7 @@
 """Larger encoders, a language model with LoRA, and teachers, at a size that two cores bear.
 
     python experiments/larger_models.py films MODEL [--lora] [--seed N] [--epochs N]
-    python experiments/larger_models.py films minilm --teachers [--llm MODEL]
+    python experiments/larger_models.py films minilm --teachers [--larger MODEL] [--llm MODEL]
     python experiments/larger_models.py data/movies_rt MODEL …
 
 MODEL: the folder of an encoder or a decoder, or 'minilm'. One trial is one process, so that its
@@ -9,6 +9,8 @@ peak of memory is its own; it appends its lines to nbs/results/larger.jsonl. A p
 some texts, drawn by the seed: 160 of the source, 128 of the target with 10 % of the positives
 observed, and 240 others of the target to score on; 48 tokens of a text are read. The source model
 is trained for four epochs, every recipe for two, in one round; LoRA at ten times the learning rate.
+`--teachers`: the same source model, taught by one teacher after another; `--larger` is an encoder
+that is fine-tuned on the source as the source model was and teaches, `--llm` a language model.
 `--memory`: one epoch of 32 source texts and no more, for the peak of memory."""
 
 import argparse
@@ -18,6 +20,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +96,19 @@ def teachers(task: Task, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         yield f"noise {size}", 1 / (1 + np.exp(-(logits + size * logits.std() * noise)))
 
 
-def asked(task: Task, model: str) -> Iterator[tuple[str, np.ndarray]]:
-    "A language model as teacher of the films: asked once by names, once by questions in words."
+def asked(task: Task, model: str, own: bool) -> np.ndarray:
+    "What a language model says of the films, by the default template or by one of our own."
     names = task.source.label_names
+    template = (QUESTION, {name: KINDS.get(name, name) for name in names}) if own else ()
     with tempfile.TemporaryDirectory() as cache:
-        plain = LLMTeacher(model, cache=cache, max_length=TOKENS)
-        yield f"{Path(model).name}, default template", plain.ask(task.target.texts, names)
-        kinds = {name: KINDS.get(name, name) for name in names}
-        better = LLMTeacher(model, QUESTION, kinds, cache=cache, max_length=TOKENS)
-        yield f"{Path(model).name}, own template", better.ask(task.target.texts, names)
+        teacher = LLMTeacher(model, *template, cache=cache, max_length=TOKENS)
+        return teacher.ask(task.target.texts, names)
+
+
+def by_larger(task: Task, stage: SourceStage, model: str, seed: int) -> np.ndarray:
+    "What a larger encoder says of the target's texts, fine-tuned on the source as `stage` says."
+    fresh = untrained_classifier(task.source.label_names, model, TOKENS, seed=seed)
+    return source_classifier(task.source, fresh, stage).score(task.target.texts)
 
 
 def lines(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -131,16 +138,23 @@ def lines(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     seconds = round(time.process_time() - began, 1)
     score = mean_ap(pipeline.source_scores().test, task.test)
     yield {"method": "source", "mAP": score, "seconds": seconds, **size}
-    if options.teachers or options.llm:
-        found = {"the source model": pipeline.source_probs} | dict(teachers(task, options.seed))
+    if options.teachers:
+        say = {"the source model": lambda: pipeline.source_probs}
+        say |= {name: partial(np.array, p) for name, p in teachers(task, options.seed)}
+        if options.larger:
+            say["a larger encoder"] = partial(by_larger, task, stage, options.larger, options.seed)
         if options.llm:
-            found = dict(asked(task, options.llm))
-        for name, probs in found.items():
-            known = Domain(task.target.texts, task.all_labels, task.source.label_names)
+            name = Path(options.llm).name
+            say[f"{name}, default template"] = partial(asked, task, options.llm, own=False)
+            say[f"{name}, own template"] = partial(asked, task, options.llm, own=True)
+        known = Domain(task.target.texts, task.all_labels, task.source.label_names)
+        for name in options.only or say:
+            probs = say[name]()
             taught = Pipeline(task, pipeline.classifier, options.seed, probs)
             taught.start = pipeline.start
+            about = {"teacher": name, "teacher mAP": mean_ap(probs, known), "not adapted": score}
             for line in trained(taught, "anchored", rate, "anchored", options.epochs):
-                yield line | {"teacher": name, "teacher mAP": mean_ap(probs, known)}
+                yield line | about
         return
     for title, method in METHODS.items():
         for line in trained(pipeline, method, rate, title, options.epochs):
@@ -156,6 +170,10 @@ def main() -> None:
     parser.add_argument("--teachers", action="store_true")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument(
+        "--only", nargs="*", help="of the teachers: these, by the names in the file"
+    )
+    parser.add_argument("--larger", help="folder of a larger encoder that teaches")
     parser.add_argument("--llm", help="folder of a language model that teaches")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
