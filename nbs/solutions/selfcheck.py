@@ -66,7 +66,7 @@ def what_it_learns(p: float, c: float) -> float:
 
 @_solution
 def answer_after(p: float, n: int, prior: float, now: float) -> float:
-    "05: the answer that training with the norm form leaves at one point."
+    "05: where the norm form is lowest for a *no*, and where a *yes* stays, at one point."
     pays = n * p / prior * (n**0.5 - (n - 1) ** 0.5) > 1
     stays = n**0.5 * p / prior > 1
     return float(stays if now else pays)
