@@ -178,6 +178,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if (options.larger or options.llm or options.only) and not options.teachers:
+        parser.error("--larger, --llm and --only name teachers; give --teachers, too")
     about = {
         "pair": Path(options.pair).name,
         "model": Path(options.model).name,

@@ -47,6 +47,19 @@ def anchored(labels: np.ndarray, probs: np.ndarray, **options: float) -> LossOf:
     return lambda z, rows: loss(z, observed[rows], {"anchor": anchor[rows]}) / count
 
 
+def one_epoch(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    loss_of: LossOf,
+    optimizer: torch.optim.Optimizer,
+    count: int,
+) -> None:
+    "Trains what `forward` gives the logits of, on all of `count` rows in batches of 16."
+    for rows in torch.randperm(count).split(16):
+        loss_of(forward(rows), rows).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def teacher() -> tuple[np.ndarray, float]:
     "Probabilities [280, 10] of the early head, and its mAP in percent on the held-out blurbs."
     body = SentenceTransformer(str(get_model_path()))
@@ -61,10 +74,7 @@ def teacher() -> tuple[np.ndarray, float]:
     optimizer = torch.optim.AdamW(head.parameters(), fused=True, lr=0.02)
     loss_of = cross_entropy(films.labels)
     for _ in range(8):
-        for rows in torch.randperm(len(films)).split(16):
-            loss_of(head(synopses[rows]), rows).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        one_epoch(lambda rows: head(synopses[rows]), loss_of, optimizer, len(films))
     with torch.no_grad():
         scores = 100 * average_precision_score(test.labels, head(held_out).sigmoid().numpy())
         return head(blurbs).sigmoid().numpy(), scores
@@ -82,12 +92,13 @@ def after_each_epoch(loss_of: LossOf, seed: int) -> list[float]:
     _, model = load_encoder(default_model(), train.label_names)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True, lr=RATE)
     found = []
+
+    def of_texts(rows: torch.Tensor) -> torch.Tensor:
+        return logits_of(model, [train.texts[i] for i in rows])
+
     for _ in range(EPOCHS):
         model.train()
-        for rows in torch.randperm(len(train)).split(16):
-            loss_of(logits_of(model, [train.texts[i] for i in rows]), rows).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        one_epoch(of_texts, loss_of, optimizer, len(train))
         model.eval()
         with torch.no_grad():
             probs = torch.cat([logits_of(model, test.texts[i : i + 40]) for i in (0, 40, 80)])
