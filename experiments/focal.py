@@ -18,16 +18,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch.nn.functional as F
-from balanced import LAYERS, SMALL, save_thin
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dallmi.evaluation.benchmark import Grid, benchmark
 from dallmi.losses import Loss
 from dallmi.recipes import RECIPES
 from dallmi.settings import Settings
+from dallmi.training.encoder import default_model
 
 OUT = Path(os.environ.get("OUT", "nbs/results/focal.jsonl"))
 SEEDS = list(map(int, os.environ.get("SEEDS", "0,1,2").split(",")))
+LAYERS = 2
+SMALL = {"source_epochs": 3, "source_learning_rate": 3e-4, "max_length": 32}
+
+
+def save_thin(folder: str) -> str:
+    "The first layers of the default encoder, as a checkpoint."
+    name = default_model()
+    thin = AutoModelForSequenceClassification.from_pretrained(name, num_hidden_layers=LAYERS)
+    for part in (thin, AutoTokenizer.from_pretrained(name)):
+        part.save_pretrained(folder)
+    return folder
 
 
 class FocalLoss(Loss):

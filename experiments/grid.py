@@ -1,6 +1,6 @@
 """The grid of chapter 39: every method on six pairs, three label fractions and three seeds.
 
-Ran twice on one GPU, with TF32 matrix products. With the package at commit 4f2b6d2,
+Ran three times on one GPU, with TF32 matrix products. With the package at commit 4f2b6d2,
 
     DATA=data MODEL=minilm OUT=out DEADLINE=478 JOBS=15 python experiments/grid.py
 
@@ -8,7 +8,14 @@ made nbs/results/grid.jsonl, and with that at 9451c84,
 
     METHODS="source source+words anchored asl em splc nnpu spu" DEADLINE=440 … (the same)
 
-nbs/results/rivals.jsonl. Sources are cut to their first 1,200 texts and targets to their first
+nbs/results/rivals.jsonl. Chapter 3's nbs/results/balanced.jsonl is of commit f0d51c0 and
+
+    PAIRS=films FRACS=[0.1] SEEDS=[0,1,2,3,4,5,6,7,8,9] METHODS="source paper
+    paper:balanced_share=0 paper:balanced_share=0.5,epochs=6 log log:balanced_share=0,epochs=8
+    log:balanced_share=1,epochs=8 anchored anchored:balanced_share=0.5,epochs=3
+    anchored:balanced_share=1" … (the same)
+
+Sources are cut to their first 1,200 texts and targets to their first
 1,600, of which 600 are trained on. The trials are ordered by importance, and what was not done by
 the deadline is missing: in the first run `paper` and `log` have two seeds, and the last two groups
 did not come to their turn; in the second, 25 trials of the third seed with half of the labels."""
