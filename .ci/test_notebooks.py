@@ -59,7 +59,8 @@ def main() -> None:
     args = parser.parse_args()
     began = time.monotonic()
     every = [path for path in ROOT.glob("nbs/**/*.ipynb") if "checkpoint" not in str(path)]
-    notebooks = [path.resolve() for path in args.notebooks] or sorted(every)
+    every.sort(key=lambda path: -path.stat().st_size)  # so that no long one is left for the end
+    notebooks = [path.resolve() for path in args.notebooks] or every
     for path in notebooks:
         if not path.is_file():
             parser.error(f"{path} is no file; name a notebook, or none for all of them")
