@@ -62,7 +62,29 @@ _Rule = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 _MASKINGS: dict[str, _Rule] = {"label": _keep_per_label, "sample": _keep_per_sample}
 
+# %% ../../nbs/1_method/02_masking.ipynb #02c020
+def _check_masking(labels: np.ndarray, label_fraction: float, masking: str) -> None:
+    """Raise `InputError` for a `label_fraction` outside (0, 1] or an unknown `masking`.
 
+    Also where `labels` are not a matrix [N, L] of 1, 0 and NaN."""
+    check_number("label_fraction", label_fraction, -np.inf)
+    if not 0 < label_fraction <= 1:
+        raise InputError(
+            f"label_fraction={label_fraction} is outside (0, 1]; "
+            "it is the share of the positives that stays observed."
+        )
+    if not isinstance(masking, str) or masking not in _MASKINGS:
+        known = " or ".join(map(repr, _MASKINGS))
+        raise InputError(f"masking={masking!r} is unknown; use {known}.")
+    if labels.ndim != 2:
+        raise InputError(
+            f"The labels have {labels.ndim} dimensions; give a matrix, texts by labels."
+        )
+    odd = labels[~np.isnan(labels) & ~np.isin(labels, (0, 1))]
+    if odd.size:
+        raise InputError(f"The labels hold {odd[0]:g}; a label is 1, 0 or NaN.")
+
+# %% ../../nbs/1_method/02_masking.ipynb #6383026d
 def mask_labels(
     labels: np.ndarray,
     label_fraction: float,
@@ -91,25 +113,3 @@ def mask_labels(
     kept = _rescue_labels(kept, positive, rng)
     stay = kept | (labels == 0) if trust_negatives else kept
     return np.where(stay, labels, np.float32(np.nan))
-
-# %% ../../nbs/1_method/02_masking.ipynb #02c020
-def _check_masking(labels: np.ndarray, label_fraction: float, masking: str) -> None:
-    """Raise `InputError` for a `label_fraction` outside (0, 1] or an unknown `masking`.
-
-    Also where `labels` are not a matrix [N, L] of 1, 0 and NaN."""
-    check_number("label_fraction", label_fraction, -np.inf)
-    if not 0 < label_fraction <= 1:
-        raise InputError(
-            f"label_fraction={label_fraction} is outside (0, 1]; "
-            "it is the share of the positives that stays observed."
-        )
-    if not isinstance(masking, str) or masking not in _MASKINGS:
-        known = " or ".join(map(repr, _MASKINGS))
-        raise InputError(f"masking={masking!r} is unknown; use {known}.")
-    if labels.ndim != 2:
-        raise InputError(
-            f"The labels have {labels.ndim} dimensions; give a matrix, texts by labels."
-        )
-    odd = labels[~np.isnan(labels) & ~np.isin(labels, (0, 1))]
-    if odd.size:
-        raise InputError(f"The labels hold {odd[0]:g}; a label is 1, 0 or NaN.")
