@@ -1,10 +1,13 @@
 """Speed on a GPU, in one call: a step, its share of the card's peak, scoring, a whole adaptation.
 
     python experiments/gpu_speed.py nbs/results/gpu_speed.json
+    OMP_NUM_THREADS=1 python experiments/gpu_speed.py --loader nbs/results/gpu_speed.json
 
 With a BERT of the base size and random weights on texts of exactly 128 tokens, as nothing else
 would fill a large card, in batches of 256, bfloat16, each side in turn with the others, medians of
-five. Two minutes on an H200. On a CPU `--tiny` shows that it runs, and measures nothing."""
+five. Two minutes on an H200. On a CPU `--tiny` shows that it runs, and measures nothing.
+`--loader` adds what a batch costs before it reaches the card, on one core: padded as it is now, and
+by the tensors of the tokenizer, as it was when the file was made."""
 
 import argparse
 import json
@@ -12,8 +15,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -27,12 +32,12 @@ from transformers import (
     TrainerCallback,
 )
 
-from dallmi.files import write_json
+from dallmi.files import read_json, write_json
 from dallmi.inference import Classifier
 from dallmi.losses.mixup import draw_pairs
 from dallmi.pipeline import versions
 from dallmi.recipes import find_recipe
-from dallmi.training.encoder import accelerator_or_cpu, default_model
+from dallmi.training.encoder import accelerator_or_cpu, default_model, pad_batch
 from dallmi.training.trainer import DallmiArguments, DallmiTrainer
 
 LABELS = 14
@@ -230,12 +235,39 @@ def measure(tiny: bool, folder: str) -> dict[str, Any]:
     }
 
 
+def loader_seconds(folder: str, reps: int = 5) -> dict[str, float]:
+    "Processor seconds of a batch of 256 x 128 tokens from the loader, by two ways to pad."
+
+    def by_tokenizer(tokenizer: Any, input_ids: Any) -> Any:
+        columns = {"input_ids": [list(row) for row in input_ids]}
+        return tokenizer.pad(columns, padding="longest", return_tensors="pt")
+
+    def a_batch(pad: Callable[..., Any]) -> float:
+        with patch("dallmi.training.trainer.pad_batch", pad):
+            began = time.process_time()
+            count = sum(1 for _ in loader)
+            return (time.process_time() - began) / count
+
+    trainer = trainer_of("anchored", long_rows(2048, 128), 256, folder, model=bert(tiny=True))
+    loader = trainer.get_train_dataloader()
+    ways = {"as it is": pad_batch, "by the tokenizer's tensors": by_tokenizer}
+    found = in_turn({name: partial(a_batch, pad) for name, pad in ways.items()}, reps)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--tiny", action="store_true", help="a try-out that measures nothing")
+    parser.add_argument(
+        "--loader", action="store_true", help="add the loader's seconds to the file"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = measure(given.tiny, scratch)
+        if given.loader:
+            found = read_json(given.out) | {"loader, seconds a batch": loader_seconds(scratch)}
+        else:
+            found = measure(given.tiny, scratch)
     write_json(given.out, found)
-    print(json.dumps({name: found[name] for name in list(found)[:3]}, indent=1))
+    shown = list(found)[:3] if not given.loader else list(found)[-1:]
+    print(json.dumps({name: found[name] for name in shown}, indent=1))
