@@ -19,13 +19,6 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-# Freed memory is kept for the next batch; a twelfth of the seconds went into asking for it again.
-# Read when a program starts, so `main` starts it anew. Only glibc knows these names.
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = ["dallmi.evaluation.benchmark", "matplotlib.pyplot", "nbdev.test", "seaborn"]
 
@@ -64,8 +57,6 @@ def main() -> None:
     parser.add_argument("--flags", nargs="*", default=[], help="run these cells too: slow")
     parser.add_argument("--workers", type=int, default=2, help="notebooks at a time")
     args = parser.parse_args()
-    if not MALLOC.items() <= os.environ.items():
-        os.execve(sys.executable, sys.orig_argv, os.environ | MALLOC)
     began = time.monotonic()
     every = [path for path in ROOT.glob("nbs/**/*.ipynb") if "checkpoint" not in str(path)]
     every.sort(key=lambda path: -path.stat().st_size)  # so that no long one is left for the end
@@ -77,7 +68,8 @@ def main() -> None:
     for name in IMPORTED:
         import_module(name)
     gc.collect()
-    gc.freeze()  # the garbage collector need not look at what was imported
+    gc.freeze()  # the garbage collector need not look at what was imported,
+    gc.set_threshold(20_000, 20, 20)  # nor so often: tables make much that is no garbage
     failed = run_all(notebooks, args.flags, args.workers)
     if failed:
         sys.exit("failed: " + ", ".join(failed))
