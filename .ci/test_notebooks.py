@@ -1,6 +1,6 @@
 """Run the notebooks as tests, each in a fresh process, as a reader has it.
 
-    python .ci/test_notebooks.py                                  # all, two at a time
+    python .ci/test_notebooks.py                                  # all, two at a time or three
     python .ci/test_notebooks.py nbs/2_using/15_training.ipynb    # one
     python .ci/test_notebooks.py --flags slow nbs/2_using/34*     # the long cells too
 
@@ -17,6 +17,8 @@ import time
 from importlib import import_module
 from multiprocessing import connection, get_context
 from pathlib import Path
+
+from psutil import cpu_percent
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,15 +37,20 @@ def test(notebook: Path, flags: list[str]) -> None:
 
 
 def run_all(notebooks: list[Path], flags: list[str], workers: int) -> list[str]:
-    "Names of the notebooks that failed, `workers` at a time, in their order."
-    waiting, running, failed = list(reversed(notebooks)), {}, []
+    """Names of the notebooks that failed.
+
+    They begin in their order, `workers` at a time, and one more while a core is idle: some wait."""
+    waiting, running, failed, most = list(reversed(notebooks)), {}, [], workers
     while waiting or running:
-        while waiting and len(running) < workers:
+        while waiting and len(running) < most:
             notebook = waiting.pop()
             process = get_context("fork").Process(target=test, args=(notebook, flags))
             process.start()
             running[process.sentinel] = process, notebook
-        for sentinel in connection.wait(running):
+        ended = connection.wait(running, timeout=3)
+        idle = (100 - cpu_percent()) / 100 * os.cpu_count()  # cores, since it was asked last
+        most = workers + (not ended and idle > 0.6)
+        for sentinel in ended:
             process, notebook = running.pop(sentinel)
             process.join()
             if process.exitcode:
