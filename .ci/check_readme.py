@@ -126,9 +126,11 @@ def numbers() -> list[str]:
         means = 100 * over_seeds(frame, pair)[0.1]
         cells = [f"{means[name]:.1f}" for name in COLUMNS]
         found.append(" | ".join([*cells, lead(leads.loc[pair])]))
-    for _, row in pooled_differences(labels).iterrows():
-        d, low, high = (f"{100 * row[name]:.1f}" for name in ("difference", "low", "high"))
-        found += [d, f"{low} to {high}"]
+    untouched = labels[labels["pair"].isin(["movies", "tmdb"])]  # no choice was made by them
+    for rows in (labels, untouched):
+        for _, row in pooled_differences(rows).iterrows():
+            d, low, high = (f"{100 * row[name]:.1f}" for name in ("difference", "low", "high"))
+            found.append(f"{d} ({low} to {high})".replace("-", "−"))
     papers = trials_frame(trials, ours=["paper"])
     gains = relative_gains(papers[papers["method"] != "anchored"])["partial"]
     for metric in ("mAP@0.5", "mAP"):
