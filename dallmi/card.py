@@ -171,8 +171,7 @@ def _verdict_lines(record: Mapping[str, Any]) -> list[str]:
     "What the observed positives say of the adaptation, and what was kept, as lines of text."
     if "verdict" not in record:
         return []
-    kept = "the source model is kept (fallback)"
-    return ["", verdict_text(record["verdict"]), *([kept] if "kept" in record else [])]
+    return ["", verdict_text(record["verdict"], kept="kept" in record)]
 
 
 def _kept(record: Mapping[str, Any]) -> str:

@@ -144,9 +144,10 @@ def did_it_help(
 _ADVICE = {
     "helped": "",
     "cannot tell": "label more texts, chosen by chance, to know",
-    "hurt": "keep the source model (--fallback, fallback=True); do the labels mean the same in "
-    "both domains, and were the texts labelled by chance?",
+    "hurt": "keep the source model (--fallback, fallback=True); ",
+    "kept": "the source model is kept (fallback); ",
 }
+_WHY_HURT = "do the labels mean the same in both domains, and were the texts labelled by chance?"
 _NONE_HELD_OUT = (
     "nothing was scored by a training that had not seen it: take a recipe of two rounds, or ask "
     "for --cross-fit (cross_fit=True)"
@@ -166,8 +167,10 @@ def _counts(labels: Mapping[str, Mapping[str, Any]]) -> str:
     return "; ".join(parts)
 
 
-def verdict_text(verdict: Mapping[str, Any]) -> str:
-    "What `did_it_help` found, in two or three lines of text."
+def verdict_text(verdict: Mapping[str, Any], kept: bool = False) -> str:
+    """What `did_it_help` found, in two to four lines of text.
+
+    `kept`: a fallback has kept the source model, so nobody is advised to keep it."""
     if verdict["difference"] is None:
         few = "too few observed positives to judge by: at least 2 of a label"
         none = verdict["positives"] >= _LEAST * len(verdict["labels"])
@@ -181,5 +184,6 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
         f"{high:+.1f}; holds if the labelled texts were a random draw)",
         f"  by label: {_counts(verdict['labels'])}",
     ]
-    advice = _ADVICE[verdict["word"]]
+    advice = _ADVICE["kept" if kept else verdict["word"]]
+    advice += _WHY_HURT if verdict["word"] == "hurt" else ""
     return "\n".join([*lines, f"  {advice}"] if advice else lines)

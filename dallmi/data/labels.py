@@ -253,10 +253,11 @@ def _find_separator(cells: Sequence[_Cell]) -> str:
         both = any(used[0] in cell.text for cell in found[other])
         if other == "," and both:
             continue
-        one, two = found[used[0]][0], found[other][0]
+        firsts = [(found[sign][0], sign) for sign in (used[0], other)]
+        (one, first), (two, second) = sorted(firsts, key=lambda pair: cells.index(pair[0]))
         raise InputError(
-            f"{one.place} holds {one.text[:40]!r} and {two.place} holds {two.text[:40]!r}, with "
-            f"the separators {used[0]!r} and {other!r}; {_GIVE}."
+            f"Names are separated by {first!r} in {one.text[:40]!r} ({one.place}) and by "
+            f"{second!r} in {two.text[:40]!r} ({two.place}); {_GIVE}."
         )
     return used[0] if used else ""
 
