@@ -221,11 +221,12 @@ def _judged(record: Mapping[str, Any]) -> dict[str, Any] | None:
     found = record.get("verdict")
     if not found:
         return None
-    first, *more = (line.strip() for line in verdict_text(found).splitlines())
+    kept = record.get("kept") == "source"
+    first, *more = (line.strip() for line in verdict_text(found, kept).splitlines())
     word, _, text = first.removeprefix("did it help? ").partition(": ")
-    more = [f"{line[:1].upper()}{line[1:].rstrip('.')}." for line in more]
-    if record.get("kept") == "source":
-        more.append("So the source model was kept; this page shows the one that was given up.")
+    more = [f"{s[:1].upper()}{s[1:].rstrip('.')}{'' if s.endswith('?') else '.'}" for s in more]
+    if kept:
+        more.append("This page shows the adapted model, which was given up.")
     return {
         "kind": _KINDS[word],
         "word": f"By the observed positives: {word}",

@@ -144,8 +144,8 @@ def did_it_help(
 _ADVICE = {
     "helped": "",
     "cannot tell": "label more texts, chosen by chance, to know",
-    "hurt": "keep the source model (--fallback, fallback=True); ",
-    "kept": "the source model is kept (fallback); ",
+    "hurt": "keep the source model (--fallback, fallback=True)",
+    "kept": "the source model is kept (fallback)",
 }
 _WHY_HURT = "do the labels mean the same in both domains, and were the texts labelled by chance?"
 _NONE_HELD_OUT = (
@@ -185,5 +185,5 @@ def verdict_text(verdict: Mapping[str, Any], kept: bool = False) -> str:
         f"  by label: {_counts(verdict['labels'])}",
     ]
     advice = _ADVICE["kept" if kept else verdict["word"]]
-    advice += _WHY_HURT if verdict["word"] == "hurt" else ""
+    advice += f"; {_WHY_HURT}" if verdict["word"] == "hurt" else ""
     return "\n".join([*lines, f"  {advice}"] if advice else lines)
