@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python experiments/plain_loop.py
 
 MiniLM with a fresh head learns from 280 blurbs, 32 tokens of each, with each loss of the chapter;
-the teacher is the chapter's early head, on frozen embeddings of the synopses. Every draw has its
+the teacher is the chapter's, a head on frozen embeddings of the synopses. Every draw has its
 own observed positives (30 %), head and order of batches. Appends a line for each training to
 nbs/results/plain_loop.jsonl: draw, loss, mAP on 120 held-out blurbs after each epoch, mAP of the
 teacher. About 25 minutes of one core; what the file has is not trained again. OUT=… chooses it."""
@@ -61,7 +61,7 @@ def one_epoch(
 
 
 def teacher() -> tuple[np.ndarray, float]:
-    "Probabilities [280, 10] of the early head, and its mAP in percent on the held-out blurbs."
+    "Probabilities [280, 10] of the teacher, and its mAP in percent on the held-out blurbs."
     body = SentenceTransformer(str(get_model_path()))
     body.max_seq_length = 32
     synopses, blurbs, held_out = [
