@@ -1,13 +1,18 @@
 """The loop of 31_plain_loop with a whole encoder: four epochs, three draws of observed positives.
 
     OMP_NUM_THREADS=1 python experiments/plain_loop.py
+    OMP_NUM_THREADS=1 python experiments/plain_loop.py --start shares
+    OMP_NUM_THREADS=1 python experiments/plain_loop.py --start shares --rate 5e-4
 
 MiniLM with a fresh head learns from 280 blurbs, 32 tokens of each, with each loss of the chapter;
 the teacher is the chapter's, a head on frozen embeddings of the synopses. Every draw has its
-own observed positives (30 %), head and order of batches. Appends a line for each training to
-nbs/results/plain_loop.jsonl: draw, loss, mAP on 120 held-out blurbs after each epoch, mAP of the
-teacher. About 25 minutes of one core; what the file has is not trained again. OUT=… chooses it."""
+own observed positives (30 %), head and order of batches; the head is `fresh`, or its bias starts at
+the genres' shares as the teacher sees them. Appends a line for each training to
+nbs/results/plain_loop.jsonl: start, rate, draw, loss, mAP on 120 held-out blurbs after each epoch,
+mAP of the teacher. About 25 minutes of one core a call; what the file has is not trained again.
+OUT=… chooses it."""
 
+import argparse
 import json
 import os
 from collections.abc import Callable
@@ -22,9 +27,9 @@ from sklearn.metrics import average_precision_score
 
 from dallmi import load_domain, mask_labels
 from dallmi.losses import AnchoredLoss
-from dallmi.training.encoder import default_model, load_encoder
+from dallmi.training.encoder import default_model, load_encoder, start_at_prior
 
-EPOCHS, DRAWS, RATE = 4, 3, 2e-4
+EPOCHS, DRAWS = 4, 3
 OUT = Path(os.environ.get("OUT", "nbs/results/plain_loop.jsonl"))
 LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -86,11 +91,15 @@ def logits_of(model: torch.nn.Module, texts: list[str]) -> torch.Tensor:
     return model(**tokenizer(texts, **how)).logits
 
 
-def after_each_epoch(loss_of: LossOf, seed: int) -> list[float]:
-    "mAP in percent on the held-out blurbs, after each epoch of one training."
+def after_each_epoch(
+    loss_of: LossOf, seed: int, rate: float, shares: np.ndarray | None
+) -> list[float]:
+    "mAP in percent on the held-out blurbs, after each epoch of one training; `shares` [L] or None."
     torch.manual_seed(seed)
     _, model = load_encoder(default_model(), train.label_names)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True, lr=RATE)
+    if shares is not None:
+        start_at_prior(model, shares)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True, lr=rate)
     found = []
 
     def of_texts(rows: torch.Tensor) -> torch.Tensor:
@@ -107,10 +116,16 @@ def after_each_epoch(loss_of: LossOf, seed: int) -> list[float]:
     return found
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--start", choices=["fresh", "shares"], default="fresh")
+    parser.add_argument("--rate", type=float, default=2e-4)
+    how = vars(parser.parse_args())
     there = OUT.read_text(encoding="utf-8").splitlines() if OUT.exists() else []
-    done = {(line["draw"], line["loss"]) for line in map(json.loads, there)}
+    keys = ("start", "rate", "draw", "loss")
+    done = {tuple(line[key] for key in keys) for line in map(json.loads, there)}
     answers, teacher_ap = teacher()
+    shares = answers.mean(0) if how["start"] == "shares" else None
     print(f"teacher: {teacher_ap:.1f}")
     for draw in range(DRAWS):
         labels = mask_labels(train.labels, label_fraction=0.3, seed=draw)
@@ -123,9 +138,14 @@ if __name__ == "__main__":
             "all labels": cross_entropy(train.labels),
         }
         for name, loss_of in losses.items():
-            if (draw, name) in done:
+            line = how | {"draw": draw, "loss": name}
+            if tuple(line[key] for key in keys) in done:
                 continue
-            line = {"draw": draw, "loss": name, "mAP": after_each_epoch(loss_of, draw)}
+            line["mAP"] = after_each_epoch(loss_of, draw, how["rate"], shares)
             print(line, flush=True)
             with OUT.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line | {"teacher": round(float(teacher_ap), 2)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
